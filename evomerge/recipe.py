@@ -1,0 +1,348 @@
+"""What to merge: a recipe is pure data, strict when read, the same bytes when written, and hashed.
+
+    recipe:
+      base: zoo:models/base
+      sources: {sort: zoo:models/sort, reverse: zoo:models/reverse}
+      rules:                                        # first match wins
+        - {match: "*mlp*", method: ties, weight: {sort: 0.6, reverse: [0.2, 0.8]}, density: 0.3}
+        - {match: "*", method: linear, weight: 1.0}
+
+A number may be a list: control points of a curve over depth. `{rows: [..]}` gives a number to each of equal groups of rows.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from evomerge.document import REQUIRED, Block, Place, describe, dump_yaml, nearest, number, read_yaml
+from evomerge.errors import RecipeError
+
+Kind = Literal["number", "flag", "word"]
+
+
+@dataclass(frozen=True)
+class Dial:
+    """What values a knob takes; `per_source` knobs have one for every source of the rule."""
+
+    kind: Kind
+    per_source: bool = False
+    low: float = -1e6
+    high: float = 1e6
+    words: tuple[str, ...] = ()
+
+
+DIALS: dict[str, Dial] = {
+    "weight": Dial("number", per_source=True),
+    "density": Dial("number", per_source=True, low=0.0, high=1.0),  # share of a delta that is kept
+    "drop_rate": Dial("number", per_source=True, low=0.0, high=0.999),  # share of a delta that DARE drops
+    "lambda": Dial("number"),
+    "t": Dial("number", low=0.0, high=1.0),
+    "scale": Dial("number"),
+    "normalize": Dial("flag"),
+    "rescale": Dial("flag"),
+    "variant": Dial("word", words=("mergekit", "paper")),
+}
+
+# What each method takes, with its default; REQUIRED where a recipe must say.
+METHOD_KNOBS: dict[str, dict[str, Any]] = {
+    "linear": {"weight": REQUIRED, "normalize": True},
+    "task_arithmetic": {"weight": REQUIRED, "lambda": 1.0, "normalize": False},
+    "slerp": {"t": REQUIRED},
+    "ties": {"weight": 1.0, "density": REQUIRED, "lambda": 1.0, "normalize": True, "variant": "mergekit"},
+    "dare_linear": {
+        "weight": REQUIRED, "drop_rate": REQUIRED, "lambda": 1.0, "normalize": False, "rescale": True, "variant": "mergekit",
+    },
+    "dare_ties": {
+        "weight": REQUIRED, "drop_rate": REQUIRED, "lambda": 1.0, "normalize": False, "rescale": True, "variant": "mergekit",
+    },
+    "passthrough": {"scale": 1.0},
+}  # fmt: skip
+ONE_SOURCE = ("slerp", "passthrough")
+INCLUDES_BASE = ("linear", "passthrough")  # methods over whole models, where the base may stand among the sources
+SYNONYMS = {"density": "drop_rate", "drop_rate": "density"}
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number along the depth of the model: control points from first layer to last, for each group of rows."""
+
+    points: tuple[tuple[float, ...], ...]  # [rows][points]
+
+    def at(self, depth: float) -> tuple[float, ...]:
+        """The number for each row group at `depth` in [0, 1], linear between control points."""
+        return tuple(_interpolate(points, depth) for points in self.points)
+
+    def to_data(self) -> Any:
+        rows = [points[0] if len(points) == 1 else list(points) for points in self.points]
+        return rows[0] if len(rows) == 1 else {"rows": rows}
+
+
+def _interpolate(points: tuple[float, ...], depth: float) -> float:
+    place = depth * (len(points) - 1)
+    left = min(int(place), max(len(points) - 2, 0))
+    if len(points) == 1 or place == left:
+        return points[left]
+    return points[left] + (points[left + 1] - points[left]) * (place - left)
+
+
+Knob = Curve | bool | str | Mapping[str, Curve]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to merge: a directory, or `zoo:models/NAME` for one that ships with evomerge."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the tensors whose names match are merged."""
+
+    match: str
+    method: str
+    sources: tuple[str, ...]
+    knobs: Mapping[str, Knob] = field(hash=False)  # every knob of the method, defaults filled in
+
+    def matches(self, name: str) -> bool:
+        return fnmatch.fnmatchcase(name, self.match)
+
+
+@dataclass(frozen=True)
+class Context:
+    """A context extension; what is None is left to the type's own default."""
+
+    rope_type: str
+    factor: float
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+
+
+ROPE_TYPES = ("linear", "ntk", "yarn")
+
+
+@dataclass(frozen=True)
+class Heal:
+    """A short distillation after the merge: texts, teachers with their shares, and the usual dials of training."""
+
+    tokens: int
+    texts: str
+    teachers: Mapping[str, float] = field(hash=False)
+    learning_rate: float = 3e-4
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to merge, and how."""
+
+    base: Source
+    sources: Mapping[str, Source] = field(hash=False)
+    rules: tuple[Rule, ...]
+    context: Context | None = None
+    heal: Heal | None = None
+    dtype: str | None = None  # of the written weights; None keeps each tensor's own
+    seed: int = 0
+
+    @classmethod
+    def from_data(cls, data: object, place: Place, root: Path | None = None) -> Recipe:
+        """A recipe from plain data; relative paths are taken from `root`. Raises RecipeError or DocumentError."""
+        block = Block(data, place, ["base", "sources", "rules", "context", "heal", "dtype", "seed"])
+        sources = {
+            str(name): _source(model, place / "sources" / str(name), root) for name, model in block.mapping("sources").items()
+        }
+        if "base" in sources:
+            raise RecipeError(f"{place / 'sources'}: 'base' is the name of the base itself; call this source something else")
+        if not sources:
+            raise RecipeError(f"{place / 'sources'}: no source; name at least one model to merge into the base")
+        rules = block.sequence("rules")
+        return cls(
+            base=_source(block.get("base"), place / "base", root),
+            sources=sources,
+            rules=tuple(_rule(rule, place / "rules" / i, tuple(sources)) for i, rule in enumerate(rules)),
+            context=_context(block),
+            heal=_heal(block, tuple(sources), root),
+            dtype=block.text("dtype", None, among=DTYPES),
+            seed=block.integer("seed", 0),
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """The recipe in a YAML file: the file itself, or what stands under its key `recipe`."""
+        data, place = read_yaml(path), Place(str(path))
+        if isinstance(data, Mapping) and "recipe" in data:
+            data, place = data["recipe"], place / "recipe"
+        return cls.from_data(data, place, Path(path).parent)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data that `from_data` turns back into an equal recipe."""
+        data: dict[str, Any] = {
+            "base": self.base.model,
+            "sources": {name: source.model for name, source in self.sources.items()},
+            "rules": [_rule_data(rule) for rule in self.rules],
+            "context": self.context and {k: v for k, v in vars(self.context).items() if v is not None},
+            "heal": self.heal and {**vars(self.heal), "teachers": dict(self.heal.teachers)},
+            "dtype": self.dtype,
+            "seed": self.seed,
+        }
+        return {key: value for key, value in data.items() if value is not None}
+
+    def to_yaml(self) -> str:
+        return dump_yaml({"recipe": self.to_data()})
+
+    def key(self, fingerprints: Mapping[str, str] | None = None) -> str:
+        """SHA-256 of all that decides the merged bytes: the recipe without its paths, and a fingerprint of each file set."""
+        data = self.to_data()
+        data["base"], data["sources"] = None, sorted(self.sources)
+        if self.heal:
+            data["heal"] = {**data["heal"], "texts": None}
+        canonical = json.dumps([data, dict(fingerprints or {})], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _source(data: object, place: Place, root: Path | None) -> Source:
+    if isinstance(data, Mapping):
+        data = Block(data, place, ["model"]).text("model")
+    if not isinstance(data, str):
+        raise RecipeError(f"{place}: expected the path of a model, found {describe(data)}")
+    return Source(_absolute(data, root))
+
+
+def locate(location: str) -> Path:
+    """The path of a model or file: `zoo:` is the folder of models and tasks that ships with evomerge."""
+    return Path(__file__).parent / "zoo" / location[4:] if location.startswith("zoo:") else Path(location)
+
+
+def _absolute(location: str, root: Path | None) -> str:
+    if location.startswith("zoo:") or root is None or Path(location).is_absolute():
+        return location
+    return str((root / location).resolve())
+
+
+def _rule(data: object, place: Place, sources: tuple[str, ...]) -> Rule:
+    block = Block(data, place, ["match", "method", "sources", *DIALS])
+    method = block.text("method", among=tuple(METHOD_KNOBS))
+    taken = METHOD_KNOBS[method]
+    for knob in block.data:
+        if knob in DIALS and knob not in taken:
+            _refuse_knob(knob, method, place)
+    names = tuple(block.sequence("sources", list(_named(block, sources))))
+    _check_sources(names, method, sources, place)
+    knobs = {knob: _knob(block, knob, default, method, names) for knob, default in taken.items()}
+    return Rule(block.text("match"), method, names, knobs)
+
+
+def _refuse_knob(knob: str, method: str, place: Place) -> None:
+    taken = METHOD_KNOBS[method]
+    twin = SYNONYMS.get(knob)
+    if twin in taken:
+        raise RecipeError(
+            f"{place}: {method} takes {twin!r}, not {knob!r}: density is the share kept, drop_rate the share dropped"
+        )
+    raise RecipeError(f"{place}: {method} takes no {knob!r}{nearest(knob, tuple(taken))}")
+
+
+def _named(block: Block, sources: tuple[str, ...]) -> tuple[str, ...]:
+    """The sources of a rule that does not list them: all, and the base where a weight names it."""
+    weight = block.get("weight", None)
+    return ("base", *sources) if isinstance(weight, Mapping) and "base" in weight else sources
+
+
+def _check_sources(names: tuple[str, ...], method: str, sources: tuple[str, ...], place: Place) -> None:
+    known = ("base", *sources) if method in INCLUDES_BASE else sources
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"{place / 'sources'}: {name!r} is not a source of {method} here{nearest(str(name), known)}")
+    if method in ONE_SOURCE and len(names) != 1:
+        raise RecipeError(f"{place}: {method} takes exactly one source, here it has {len(names)}: add `sources: [{known[-1]}]`")
+    if len(set(names)) < len(names):
+        raise RecipeError(f"{place / 'sources'}: a source stands twice")
+
+
+def _knob(block: Block, knob: str, default: Any, method: str, names: tuple[str, ...]) -> Knob:
+    dial, place = DIALS[knob], block.place / knob
+    if dial.kind == "flag":
+        return bool(block.flag(knob, default))
+    if dial.kind == "word":
+        return str(block.text(knob, default, among=dial.words))
+    value = block.get(knob, None if default is REQUIRED else default)
+    if value is None:
+        raise RecipeError(f"{block.place}: {method} needs {knob!r}: a number{', or one for each source' * dial.per_source}")
+    if not dial.per_source:
+        return _curve(value, place, dial)
+    if not isinstance(value, Mapping) or "rows" in value:
+        return {name: _curve(value, place, dial) for name in names}
+    for name in value:
+        if name not in names:
+            raise RecipeError(f"{place}: {name!r} is not a source of this rule{nearest(str(name), names)}")
+    if missing := [name for name in names if name not in value]:
+        raise RecipeError(f"{place}: nothing for {', '.join(missing)}; give each source of the rule a number (0 leaves it out)")
+    return {name: _curve(value[name], place / name, dial) for name in names}
+
+
+def _curve(data: Any, place: Place, dial: Dial) -> Curve:
+    rows = Block(data, place, ["rows"]).sequence("rows") if isinstance(data, Mapping) else [data]
+    points = tuple(_points(row, place, dial) for row in rows)
+    if not points or not all(points):
+        raise RecipeError(f"{place}: an empty list; give one number, or control points from the first layer to the last")
+    return Curve(points)
+
+
+def _points(data: Any, place: Place, dial: Dial) -> tuple[float, ...]:
+    values = data if isinstance(data, list) else [data]
+    return tuple(float(number(value, place, low=dial.low, high=dial.high)) for value in values)
+
+
+def _rule_data(rule: Rule) -> dict[str, Any]:
+    knobs = {
+        name: {source: curve.to_data() for source, curve in knob.items()} if isinstance(knob, Mapping)
+        else knob.to_data() if isinstance(knob, Curve) else knob
+        for name, knob in rule.knobs.items()
+    }  # fmt: skip
+    return {"match": rule.match, "method": rule.method, "sources": list(rule.sources), **knobs}
+
+
+def _context(block: Block) -> Context | None:
+    if "context" not in block:
+        return None
+    inner = Block(block.get("context"), block.place / "context", list(Context.__dataclass_fields__))
+    context = Context(
+        rope_type=inner.text("rope_type", among=ROPE_TYPES),
+        factor=float(inner.number("factor", low=1.0, high=1024.0)),
+        beta_fast=inner.number("beta_fast", None, low=0.0),
+        beta_slow=inner.number("beta_slow", None, low=0.0),
+        attention_factor=inner.number("attention_factor", None, low=0.0),
+    )
+    if context.rope_type != "yarn" and (context.beta_fast or context.beta_slow or context.attention_factor):
+        raise RecipeError(f"{inner.place}: beta_fast, beta_slow and attention_factor belong to rope_type yarn")
+    if (context.beta_fast or 32.0) <= (context.beta_slow or 1.0):
+        raise RecipeError(f"{inner.place}: beta_fast must be greater than beta_slow (defaults 32 and 1)")
+    return context
+
+
+def _heal(block: Block, sources: tuple[str, ...], root: Path | None) -> Heal | None:
+    if "heal" not in block:
+        return None
+    inner = Block(block.get("heal"), block.place / "heal", list(Heal.__dataclass_fields__))
+    place = inner.place / "teachers"
+    teachers = {str(name): float(number(share, place / str(name), low=0.0)) for name, share in inner.mapping("teachers").items()}
+    for name in teachers:
+        if name not in ("base", *sources):
+            raise RecipeError(f"{place}: {name!r} is not a model of this recipe{nearest(name, ('base', *sources))}")
+    if not sum(teachers.values()):
+        raise RecipeError(f"{place}: no teacher has a share above 0; give one, or leave `heal` out")
+    return Heal(
+        tokens=inner.integer("tokens", low=1),
+        texts=_absolute(inner.text("texts"), root),
+        teachers=teachers,
+        learning_rate=float(inner.number("learning_rate", 3e-4, low=0.0)),
+        temperature=float(inner.number("temperature", 1.0, low=0.05)),
+    )

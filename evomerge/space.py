@@ -1,0 +1,179 @@
+"""A search space is a recipe with ranges where the numbers are.
+
+    {range: [0.0, 1.2]}                 a number            {range: [1, 8], log: true}   searched in its logarithm
+    {range: [0.0, 1.2], points: 4}      a curve over depth, from four control points
+    {range: [0.0, 1.2], rows: 4}        one number for each of four equal groups of a tensor's rows
+    {range: [0.1, 1.0], start: 0.2}     where the search begins; the middle otherwise
+    {choice: [a, b]}                    one of several values, or of several sub-trees that are joined with the keys beside them
+
+A parameter's name is its path in the file: `rules[0].weight.math@2`. Every parameter is proposed in every trial, also those of
+a sub-tree that was not chosen: samplers then see one fixed space, and none falls back to random search in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.document import Block, Place, number
+from evomerge.errors import RecipeError
+from evomerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
+
+RANGE_KEYS = ("range", "log", "points", "rows", "start")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One dimension: a number in [low, high], or the index of one of `options` choices."""
+
+    name: str
+    low: float
+    high: float
+    start: float
+    log: bool = False
+    options: int = 0
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        if self.options:
+            return CategoricalDistribution(tuple(range(self.options)))
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Space:
+    """A recipe with open numbers; `build` closes them."""
+
+    template: Mapping[str, Any] = field(hash=False)
+    place: Place
+    root: Path | None
+    parameters: tuple[Parameter, ...]
+
+    @classmethod
+    def from_data(cls, data: object, place: Place, root: Path | None = None) -> Space:
+        """A space from plain data, tried at the ends of every range and at every choice. Raises RecipeError or DocumentError."""
+        template = Block(data, place, ["base", "sources", "rules", "context", "heal", "dtype", "seed"]).data
+        space = cls(template, place, root, tuple(_parameters(template, "", place)))
+        for corner in space.corners():
+            space.build(corner)
+        return space
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        return {parameter.name: parameter.distribution() for parameter in self.parameters}
+
+    def start(self) -> dict[str, float | int]:
+        """Where the search begins."""
+        return {p.name: int(p.start) if p.options else p.start for p in self.parameters}
+
+    def corners(self) -> Iterator[dict[str, float | int]]:
+        """All ranges at their low, then their high end, for each option of each choice: what must already be a valid recipe."""
+        most = max((p.options for p in self.parameters), default=0)
+        for option in range(max(most, 1)):
+            for end in ("low", "high"):
+                yield {p.name: min(option, p.options - 1) if p.options else getattr(p, end) for p in self.parameters}
+
+    def build(self, values: Mapping[str, float | int]) -> Recipe:
+        """The recipe at these parameter values; the same values give the same recipe, bit for bit."""
+        return Recipe.from_data(_fill(self.template, "", values), self.place, self.root)
+
+
+def suggest(space: Space, trial: BaseTrial) -> Recipe:
+    """The recipe that an Optuna trial proposes; works with any study and any sampler."""
+    from optuna.distributions import CategoricalDistribution
+
+    values: dict[str, Any] = {}
+    for name, distribution in space.distributions().items():
+        if isinstance(distribution, CategoricalDistribution):
+            values[name] = trial.suggest_categorical(name, distribution.choices)
+        else:
+            values[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)  # type: ignore[attr-defined]
+    return space.build(values)
+
+
+def _parameters(tree: Any, path: str, place: Place) -> Iterator[Parameter]:
+    if isinstance(tree, list):
+        for i, item in enumerate(tree):
+            yield from _parameters(item, f"{path}[{i}]", place / i)
+    elif isinstance(tree, Mapping) and "range" in tree:
+        yield from _range(tree, path, place)
+    elif isinstance(tree, Mapping):
+        if "choice" in tree:
+            yield _choice(tree, path, place)
+        for key, item in tree.items():
+            yield from _parameters(item, _join(path, str(key)), place / str(key))
+
+
+def _range(tree: Mapping[str, Any], path: str, place: Place) -> Iterator[Parameter]:
+    block = Block(tree, place, RANGE_KEYS)
+    ends = block.sequence("range")
+    if len(ends) != 2:
+        raise RecipeError(f"{place}: a range has two ends, as [0.0, 1.2]; here are {len(ends)}")
+    low, high = (float(number(end, place / "range")) for end in ends)
+    log = block.flag("log", False)
+    if low >= high:
+        raise RecipeError(f"{place}: the range [{low:g}, {high:g}] is upside down or empty; write the smaller end first")
+    if log and low <= 0:
+        raise RecipeError(f"{place}: a logarithmic range must begin above 0, here it begins at {low:g}")
+    middle = math.sqrt(low * high) if log else (low + high) / 2
+    start = float(block.number("start", middle, low=low, high=high))
+    for name in _names(path, block.integer("rows", 1, low=1), block.integer("points", 1, low=1)):
+        yield Parameter(name, low, high, start, log)
+
+
+def _names(path: str, rows: int, points: int) -> list[str]:
+    return [
+        path + (f"#{row}" if rows > 1 else "") + (f"@{point}" if points > 1 else "")
+        for row in range(rows)
+        for point in range(points)
+    ]
+
+
+def _choice(tree: Mapping[str, Any], path: str, place: Place) -> Parameter:
+    options = tree["choice"]
+    if not isinstance(options, list) or not options:
+        raise RecipeError(f"{place}: `choice` takes a list of at least one option")
+    if len(tree) > 1:
+        for i, option in enumerate(options):
+            if not isinstance(option, Mapping):
+                raise RecipeError(
+                    f"{place / 'choice' / i}: an option beside other keys must be a mapping, to be joined with them"
+                )
+            if twice := set(option) & set(tree):
+                raise RecipeError(f"{place / 'choice' / i}: {', '.join(sorted(twice))} stands beside the choice and inside it")
+    return Parameter(_join(path, "choice"), 0, len(options) - 1, 0, options=len(options))
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _fill(tree: Any, path: str, values: Mapping[str, float | int]) -> Any:
+    """The tree with every range and choice replaced by its value."""
+    if isinstance(tree, list):
+        return [_fill(item, f"{path}[{i}]", values) for i, item in enumerate(tree)]
+    if not isinstance(tree, Mapping):
+        return tree
+    if "range" in tree:
+        return _value(tree, path, values)
+    if "choice" not in tree:
+        return {key: _fill(item, _join(path, str(key)), values) for key, item in tree.items()}
+    name = _join(path, "choice")
+    index = int(values[name])
+    chosen = _fill(tree["choice"][index], f"{name}[{index}]", values)
+    rest = {key: _fill(item, _join(path, str(key)), values) for key, item in tree.items() if key != "choice"}
+    return {**rest, **chosen} if rest else chosen
+
+
+def _value(tree: Mapping[str, Any], path: str, values: Mapping[str, float | int]) -> Any:
+    rows, points = int(tree.get("rows", 1)), int(tree.get("points", 1))
+    numbers = [float(values[name]) for name in _names(path, rows, points)]
+    groups = [numbers[i * points] if points == 1 else numbers[i * points : (i + 1) * points] for i in range(rows)]
+    return {"rows": groups} if rows > 1 else groups[0]
