@@ -1,0 +1,229 @@
+"""Who does the scoring: this process, or a pool of them. A job goes in, a result comes out; a dead worker costs no trial.
+
+A life is a generator that yields jobs and is sent their results (see trial.py); each lane takes one life at a time, so that
+a candidate stays where its weights already are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from evomerge.errors import EvomergeError, ScoringError
+from evomerge.recipe import Recipe
+from evomerge.scoring.scores import Scores
+
+T = TypeVar("T")
+DEATHS_ALLOWED = 2  # a job that kills this many workers is at fault itself
+
+
+@dataclass(frozen=True)
+class Job:
+    """Score documents with a recipe, or with a model directory as it lies on disk; `save` writes the candidate first."""
+
+    recipe: Recipe | None
+    documents: Mapping[str, Sequence[int]] = field(hash=False)
+    kl: bool = False
+    model: Path | None = None
+    save: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job gave; `error` where it failed."""
+
+    scores: Scores = field(default_factory=Scores)
+    kl: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict, hash=False)
+    error: str | None = None
+
+
+Life = Generator[Job, Result, T]
+
+
+class Worker(Protocol):
+    """Whatever can do a job; see lab.py."""
+
+    def evaluate(self, job: Job) -> Result: ...
+
+
+class Executor(Protocol):
+    """Runs lives side by side and gives back what each returned, in the order in which they end."""
+
+    workers: int
+
+    def run(self, lives: Iterator[Life[T]]) -> Iterator[T]: ...
+
+    def close(self) -> None: ...
+
+
+def attempt(worker: Worker, job: Job) -> Result:
+    """The result of a job, or the reason why it failed: with the trial's own, the only place that catches everything."""
+    try:
+        return worker.evaluate(job)
+    except EvomergeError as error:
+        return Result(error=str(error))
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return Result(error=f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})")
+
+
+class InProcess:
+    """One lane, in this process."""
+
+    workers = 1
+
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self.worker = make()
+
+    def run(self, lives: Iterator[Life[T]]) -> Iterator[T]:
+        for life in lives:
+            try:
+                job = next(life)
+                while True:
+                    job = life.send(attempt(self.worker, job))
+            except StopIteration as end:
+                yield end.value
+
+    def close(self) -> None:
+        pass
+
+
+class Pool:
+    """A lane for each of several processes on this machine."""
+
+    def __init__(self, make: Callable[[], Worker], workers: int) -> None:
+        self.make, self.workers = make, workers
+        self.lanes = [_Lane(make) for _ in range(workers)]
+
+    def run(self, lives: Iterator[Life[T]]) -> Iterator[T]:
+        idle, busy = list(self.lanes), list[_Lane]()
+        while True:
+            while idle and (life := next(lives, None)) is not None:
+                lane = idle.pop()
+                ended = lane.begin(life)
+                (idle if ended else busy).append(lane)
+                yield from ended
+            if not busy:
+                return
+            for lane in _ready(busy):
+                ended = lane.advance()
+                if ended:
+                    busy.remove(lane)
+                    idle.append(lane)
+                yield from ended
+
+    def close(self) -> None:
+        for lane in self.lanes:
+            lane.stop()
+
+
+class _Lane:
+    """One worker process and the life it serves."""
+
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self.make = make
+        self.life: Life[Any] | None = None
+        self.job: Job | None = None
+        self.deaths = 0
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self.make), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def begin(self, life: Life[T]) -> list[T]:
+        self.life = life
+        return self._step(lambda: next(life))
+
+    def advance(self) -> list[Any]:
+        """Take the result that has arrived and go on; a list of what the life returned, if it ended."""
+        assert self.life is not None
+        result, life = self._receive(), self.life
+        return [] if result is None else self._step(lambda: life.send(result))
+
+    def _step(self, step: Callable[[], Job]) -> list[Any]:
+        try:
+            self.job, self.deaths = step(), 0
+        except StopIteration as end:
+            self.life = self.job = None
+            return [end.value]
+        self._send()
+        return []
+
+    def _send(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # a worker that died idle is noticed by the next receive
+            self.pipe.send(self.job)
+
+    def _receive(self) -> Result | None:
+        """The result, or None where the worker died and the job was given to a new one."""
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return self._bury()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def _bury(self) -> Result | None:
+        self.process.join()
+        self.deaths += 1
+        code = self.process.exitcode
+        self._start()
+        if self.deaths >= DEATHS_ALLOWED:
+            return Result(error=f"its worker died {self.deaths} times (last exit code {code})")
+        self._send()
+        return None
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def _ready(lanes: Sequence[_Lane]) -> list[_Lane]:
+    ready = wait([lane.pipe for lane in lanes])
+    return [lane for lane in lanes if lane.pipe in ready]
+
+
+def _serve(pipe: Connection, make: Callable[[], Worker]) -> None:
+    """What a worker process does: make its lab, then answer jobs until told to stop or until the controller is gone."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller decides what an interrupt means
+    try:
+        worker = make()
+    except EvomergeError as error:
+        pipe.send(ScoringError(str(error)))
+        return
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while (job := pipe.recv()) is not None:
+            pipe.send(attempt(worker, job))
+
+
+def make_executor(make: Callable[[], Worker], workers: int) -> Executor:
+    return InProcess(make) if workers == 1 else Pool(make, workers)
+
+
+@dataclass
+class Clock:
+    """Wall-clock time of a study over all the processes that worked at it."""
+
+    spent_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def elapsed(self) -> float:
+        return self.spent_before + time.monotonic() - self.started

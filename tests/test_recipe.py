@@ -1,0 +1,132 @@
+"""Recipes: the same data gives the same object, the same bytes and the same key; contradictions are refused at the door."""
+
+import pytest
+
+from evomerge.document import Place, parse_yaml
+from evomerge.errors import DocumentError, RecipeError
+from evomerge.recipe import DIALS, METHOD_KNOBS, Curve, Recipe, locate
+
+TEXT = """
+base: models/base
+sources: {math: models/math, code: models/code}
+rules:
+  - {match: "*attn*", method: dare_ties, weight: {math: [0.1, 0.9], code: 0.5}, drop_rate: 0.3}
+  - {match: "*mlp*", method: slerp, sources: [math], t: {rows: [0.2, [0.4, 0.6]]}}
+  - {match: "*", method: linear, weight: {base: 1, math: 0.5, code: 0.5}}
+context: {rope_type: yarn, factor: 2}
+heal: {tokens: 1e4, texts: texts.jsonl, teachers: {math: 1, code: 0.5}}
+seed: 7
+"""
+
+
+def recipe(text=TEXT, root=None):
+    return Recipe.from_data(parse_yaml(text, "x.yaml"), Place("x.yaml", "recipe"), root)
+
+
+def with_rule(rule):
+    return f"{{base: b, sources: {{math: m, code: c}}, rules: [{rule}]}}"
+
+
+def test_a_recipe_survives_being_written_and_read():
+    again = Recipe.from_data(parse_yaml(recipe().to_yaml(), "y.yaml")["recipe"], Place("y.yaml"))
+
+    assert again == recipe()
+    assert again.to_yaml() == recipe().to_yaml()
+
+
+def test_the_key_does_not_depend_on_where_the_models_lie(tmp_path):
+    assert recipe(root=tmp_path).key() == recipe().key()
+    assert recipe(root=tmp_path).sources["math"].model == str(tmp_path / "models/math")
+
+
+@pytest.mark.parametrize("change", [("0.9", "0.90001"), ("seed: 7", "seed: 8"), ("0.3", "0.4"), ("factor: 2", "factor: 3"), ("1e4", "2e4")])
+def test_the_key_changes_with_everything_that_changes_the_model(change):
+    assert recipe(TEXT.replace(*change)).key() != recipe().key()
+
+
+def test_the_key_changes_with_the_content_of_a_source():
+    assert recipe().key({"math": "a"}) != recipe().key({"math": "b"})
+
+
+def test_defaults_are_written_out_in_every_rule():
+    rule = recipe(with_rule("{match: '*', method: ties, density: 0.2}")).rules[0]
+
+    assert rule.knobs == {
+        "weight": {"math": Curve(((1.0,),)), "code": Curve(((1.0,),))},
+        "density": {"math": Curve(((0.2,),)), "code": Curve(((0.2,),))},
+        "lambda": Curve(((1.0,),)),
+        "normalize": True,
+        "variant": "mergekit",
+    }
+
+
+@pytest.mark.parametrize(
+    ("points", "depth", "value"),
+    [((1.0, 3.0), 0.0, 1.0), ((1.0, 3.0), 0.25, 1.5), ((1.0, 3.0), 1.0, 3.0), ((0.0, 1.0, 0.0), 0.5, 1.0), ((2.0,), 0.7, 2.0)],
+)
+def test_a_curve_is_linear_between_its_control_points(points, depth, value):
+    assert Curve((points,)).at(depth) == (value,)
+
+
+def test_a_curve_with_rows_has_one_number_for_each_group():
+    assert Curve(((0.2,), (0.4, 0.6))).at(0.5) == (0.2, 0.5)
+
+
+def test_the_base_is_a_source_where_a_weight_names_it():
+    assert recipe().rules[2].sources == ("base", "math", "code")
+
+
+def test_every_knob_of_every_method_has_a_dial():
+    assert {knob for knobs in METHOD_KNOBS.values() for knob in knobs} == set(DIALS)
+
+
+def test_the_zoo_is_found_in_the_package():
+    assert locate("zoo:models/base").parts[-4:] == ("evomerge", "zoo", "models", "base")
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("{match: '*', method: tie}", "recipe.rules[0].method: 'tie' is not known; did you mean 'ties'?"),
+        ("{match: '*', method: ties, drop_rate: 0.5}", "ties takes 'density', not 'drop_rate': density is the share kept"),
+        ("{match: '*', method: dare_ties, weight: 1, density: 0.5}", "dare_ties takes 'drop_rate', not 'density'"),
+        ("{match: '*', method: ties}", "recipe.rules[0]: ties needs 'density': a number, or one for each source"),
+        ("{match: '*', method: slerp, t: 0.5}", "slerp takes exactly one source, here it has 2"),
+        ("{match: '*', method: slerp, t: 0.5, sources: [base]}", "'base' is not a source of slerp here"),
+        ("{match: '*', method: linear, weight: {math: 1}}", "recipe.rules[0].weight: nothing for code"),
+        ("{match: '*', method: linear, weight: {math: 1, cod: 1}}", "'cod' is not a source of this rule; did you mean 'code'?"),
+        ("{match: '*', method: linear, weight: []}", "recipe.rules[0].weight: an empty list"),
+        ("{match: '*', method: ties, density: 1.2}", "recipe.rules[0].density: 1.2 is outside [0, 1]"),
+        ("{match: '*', method: linear, weight: 1, sources: [math, math]}", "a source stands twice"),
+        ("{method: linear, weight: 1}", "recipe.rules[0]: 'match' is missing"),
+        ("{match: '*', method: linear, wieght: 1}", "unknown key 'wieght'; did you mean 'weight'?"),
+        ("{match: '*', method: linear, weight: '1'}", "recipe.rules[0].weight: '1' is text, a number is expected"),
+        ("{match: '*', method: linear, weight: 1, normalize: 1}", "recipe.rules[0].normalize: expected true or false"),
+    ],
+)
+def test_a_rule_that_contradicts_itself_is_refused(rule, message):
+    with pytest.raises((RecipeError, DocumentError)) as caught:
+        recipe(with_rule(rule))
+
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("x.yaml: recipe")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("math: models/math", "base: models/math"), "'base' is the name of the base itself"),
+        (("sources: {math: models/math, code: models/code}", "sources: {}"), "no source; name at least one model"),
+        (("teachers: {math: 1, code: 0.5}", "teachers: {math: 0}"), "no teacher has a share above 0"),
+        (("teachers: {math: 1,", "teachers: {maths: 1,"), "'maths' is not a model of this recipe; did you mean 'math'?"),
+        (("rope_type: yarn, factor: 2", "rope_type: yarn, factor: 0.5"), "recipe.context.factor: 0.5 is outside [1, 1024]"),
+        (("rope_type: yarn, factor: 2", "rope_type: ntk, factor: 2, beta_fast: 9"), "belong to rope_type yarn"),
+        (("factor: 2", "factor: 2, beta_fast: 1, beta_slow: 2"), "beta_fast must be greater than beta_slow"),
+        (("seed: 7", "sede: 7"), "unknown key 'sede'; did you mean 'seed'?"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(change, message):
+    with pytest.raises((RecipeError, DocumentError)) as caught:
+        recipe(TEXT.replace(*change))
+
+    assert message in str(caught.value)

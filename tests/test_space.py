@@ -1,0 +1,125 @@
+"""Spaces: every number that is open has a name, and the same values give the same recipe, bit for bit."""
+
+import json
+import random
+
+import optuna
+import pytest
+
+from evomerge.document import Place, parse_yaml
+from evomerge.errors import DocumentError, RecipeError
+from evomerge.recipe import Curve
+from evomerge.space import Space, suggest
+
+TEXT = """
+base: b
+sources: {math: m, code: c}
+rules:
+  - match: "*attn*"
+    weight: {math: {range: [0.0, 1.2], points: 3}, code: {range: [0.0, 1.2], rows: 2, points: 2, start: 0.3}}
+    choice:
+      - {method: task_arithmetic}
+      - {method: dare_ties, drop_rate: {math: {range: [0.0, 0.9]}, code: 0.5}}
+  - {match: "*", method: linear, weight: {math: {range: [0.1, 1.0]}, code: 0.5}, normalize: {choice: [true, false]}}
+context: {rope_type: yarn, factor: {range: [1.0, 4.0], log: true}}
+heal: {choice: [null, {tokens: 1e4, texts: t.jsonl, teachers: {math: {range: [0.1, 1]}, code: 1}}]}
+"""
+
+
+def space(text=TEXT):
+    return Space.from_data(parse_yaml(text, "x.yaml"), Place("x.yaml", "recipe"))
+
+
+def values(space, seed):
+    draw = random.Random(seed)
+    return {p.name: draw.randrange(p.options) if p.options else draw.uniform(p.low, p.high) for p in space.parameters}
+
+
+def test_parameters_are_named_by_their_path():
+    assert [parameter.name for parameter in space().parameters] == [
+        "rules[0].choice",
+        "rules[0].weight.math@0",
+        "rules[0].weight.math@1",
+        "rules[0].weight.math@2",
+        "rules[0].weight.code#0@0",
+        "rules[0].weight.code#0@1",
+        "rules[0].weight.code#1@0",
+        "rules[0].weight.code#1@1",
+        "rules[0].choice[1].drop_rate.math",
+        "rules[1].weight.math",
+        "rules[1].normalize.choice",
+        "context.factor",
+        "heal.choice",
+        "heal.choice[1].teachers.math",
+    ]
+
+
+def test_the_start_is_given_or_the_middle():
+    start = space().start()
+
+    assert start["rules[0].weight.code#0@0"] == 0.3
+    assert start["rules[0].weight.math@0"] == 0.6
+    assert start["context.factor"] == 2.0  # the middle of a logarithmic range
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_recipe_comes_back_from_stored_values(seed):
+    drawn = values(space(), seed)
+    stored = json.loads(json.dumps(drawn))
+
+    assert space().build(stored) == space().build(drawn)
+    assert space().build(stored).key() == space().build(drawn).key()
+
+
+def test_a_choice_joins_its_option_with_the_keys_beside_it():
+    drawn = {**space().start(), "rules[0].choice": 1, "rules[0].choice[1].drop_rate.math": 0.25}
+    rule = space().build(drawn).rules[0]
+
+    assert (rule.method, rule.match) == ("dare_ties", "*attn*")
+    assert rule.knobs["drop_rate"]["math"] == Curve(((0.25,),))
+    assert space().build({**drawn, "rules[0].choice": 0}).rules[0].method == "task_arithmetic"
+
+
+def test_a_choice_may_leave_a_block_out():
+    assert space().build({**space().start(), "heal.choice": 0}).heal is None
+    assert space().build({**space().start(), "heal.choice": 1}).heal is not None
+
+
+def test_rows_and_points_fill_a_curve_in_order():
+    drawn = {**space().start(), **{f"rules[0].weight.code#{r}@{p}": 0.1 * (2 * r + p) for r in range(2) for p in range(2)}}
+
+    assert space().build(drawn).rules[0].knobs["weight"]["code"] == Curve(((0.0, 0.1), (0.2, 0.1 * 3)))
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(seed=0), optuna.samplers.TPESampler(seed=0)])
+def test_any_optuna_sampler_can_suggest(sampler):
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(12):
+        trial = study.ask()
+        recipe = suggest(space(), trial)
+        assert recipe == space().build(trial.params)
+        study.tell(trial, 0.0)
+
+    assert len({str(sorted(trial.params)) for trial in study.trials}) == 1  # one space, whatever was chosen
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[0.0, 0.9]", "[0.9, 0.0]"), "drop_rate.math: the range [0.9, 0] is upside down or empty"),
+        (("[1.0, 4.0], log", "[0.0, 4.0], log"), "context.factor: a logarithmic range must begin above 0"),
+        (("[0.0, 0.9]", "[0.0, 1.5]"), "drop_rate.math: 1.5 is outside [0, 0.999]"),
+        (("[0.0, 0.9]", "[0.0, '0.9']"), "'0.9' is text, a number is expected"),
+        (("[0.0, 0.9]", "[0.0]"), "a range has two ends"),
+        (("{range: [0.0, 0.9]}", "{range: [0.0, 0.9], point: 3}"), "unknown key 'point'; did you mean 'points'?"),
+        (("start: 0.3", "start: 3"), "start: 3 is outside [0, 1.2]"),
+        (("{method: task_arithmetic}", "{method: task_arithmetic, match: x}"), "match stands beside the choice and inside it"),
+        (("choice: [true, false]", "choice: []"), "`choice` takes a list of at least one option"),
+        (("{method: task_arithmetic}", "task_arithmetic"), "an option beside other keys must be a mapping"),
+    ],
+)
+def test_a_space_that_cannot_work_is_refused_before_the_search(change, message):
+    with pytest.raises((RecipeError, DocumentError)) as caught:
+        space(TEXT.replace(*change))
+
+    assert message in str(caught.value)
