@@ -1,0 +1,1 @@
+"""A recipe becomes weights: checkpoints are read, a plan is made and checked, tensors stream into a live model or onto disk."""

@@ -1,0 +1,244 @@
+"""What a merge needs for every output tensor, worked out before any tensor is read: mistakes stop here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge import rope
+from evomerge.candidate.checkpoint import FLOATS, Checkpoint, TensorInfo
+from evomerge.errors import CheckpointError, RecipeError
+from evomerge.recipe import Curve, Knob, Recipe, Rule
+
+DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # of a recipe -> of safetensors
+HEAD = "lm_head.weight"  # left out on disk where it is tied to the embedding
+COMPUTED = "rotary_emb.inv_freq"  # a table that old checkpoints carry and every reader computes anew
+SAME = ("model_type", "architectures", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+ALIKE = ("rope_theta", "rope_parameters", "rms_norm_eps")  # differing, these make a merge doubtful but not wrong
+WHOLE = {"density", "drop_rate"}  # shares of a whole tensor
+UNMERGED = ("F8", "C64")
+
+Groups = tuple[float, ...]  # one number for each of equal groups of rows
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one output tensor is made; `rule` is None for a tensor of whole numbers, which is the base's."""
+
+    name: str
+    rule: Rule | None
+    knobs: Mapping[str, Any]  # at this tensor's depth: Groups, {source: Groups}, bool or str
+    info: TensorInfo  # of the output
+    depth: float
+
+    @property
+    def method(self) -> str:
+        return self.rule.method if self.rule else "copy"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.rule.sources if self.rule else ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every output tensor in the order of its name, the config they go with, and what a reader should know."""
+
+    steps: tuple[Step, ...]
+    config: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def manifest(self) -> dict[str, TensorInfo]:
+        return {step.name: step.info for step in self.steps}
+
+
+def plan(recipe: Recipe, base: Checkpoint, sources: Mapping[str, Checkpoint]) -> Plan:
+    """The plan of a merge. Raises CheckpointError where the models do not fit, RecipeError where the recipe does not."""
+    doubts = [doubt for name, source in sources.items() for doubt in compare(name, source, base)]
+    return resolve(recipe, base, doubts)
+
+
+def resolve(recipe: Recipe, base: Checkpoint, doubts: Iterable[str] = ()) -> Plan:
+    """The plan for models that are known to fit: what is left to do for each further recipe over the same ones."""
+    for i, rule in enumerate(recipe.rules):
+        _check_whole(rule, f"rules[{i}]")
+    depths = Depths(base.tensors)
+    steps = tuple(_step(recipe, name, base.tensors[name], depths) for name in sorted(outputs(base)))
+    used = {step.rule for step in steps}
+    idle = [
+        f"rules[{i}]: {rule.match!r} is the first match of no tensor" for i, rule in enumerate(recipe.rules) if rule not in used
+    ]
+    copied = [f"{step.name}: whole numbers ({step.info.dtype}), copied from the base" for step in steps if step.rule is None]
+    return Plan(steps, _config(recipe, base), (*doubts, *idle, *copied))
+
+
+def outputs(base: Checkpoint) -> Iterator[str]:
+    """The tensors of the merged model: the base's as they lie on disk, but for copies of another and computed tables."""
+    for name in base.tensors:
+        if not name.endswith(COMPUTED) and not (name.endswith(HEAD) and base.config.get("tie_word_embeddings")):
+            yield name
+
+
+def _step(recipe: Recipe, name: str, info: TensorInfo, depths: Depths) -> Step:
+    depth = depths.of(name)
+    if info.dtype.startswith(UNMERGED):
+        raise CheckpointError(f"base: {name!r} is {info.dtype}, too coarse to be merged; take the model in BF16, F16 or F32")
+    if info.dtype not in FLOATS:
+        return Step(name, None, {}, info, depth)
+    rule = next((rule for rule in recipe.rules if rule.matches(name)), None)
+    if rule is None:
+        raise RecipeError(f'rules: none matches {name!r}; end the list with a rule that takes the rest (match: "*")')
+    place = f"rules[{recipe.rules.index(rule)}]"
+    knobs = {knob: _at(value, depth, f"{place}.{knob}", name, info) for knob, value in rule.knobs.items()}
+    if rule.method == "linear" and knobs["normalize"]:
+        _check_sum(knobs["weight"], place, name)
+    return Step(name, rule, knobs, TensorInfo(DTYPE_NAMES[recipe.dtype] if recipe.dtype else info.dtype, info.shape), depth)
+
+
+def _at(knob: Knob, depth: float, place: str, name: str, info: TensorInfo) -> Any:
+    if isinstance(knob, Mapping):
+        return {source: _at(curve, depth, f"{place}.{source}", name, info) for source, curve in knob.items()}
+    if not isinstance(knob, Curve):
+        return knob
+    groups, rows = knob.at(depth), info.shape[0] if info.shape else 1
+    if rows % len(groups):
+        raise RecipeError(
+            f"{place}: {len(groups)} groups of rows do not divide the {rows} rows of {name!r};"
+            " take a number that does, or give this tensor a rule of its own before"
+        )
+    return groups
+
+
+def _check_whole(rule: Rule, place: str) -> None:
+    """A share of a tensor has no rows, and where it is a share of the whole model no depth."""
+    for knob in WHOLE & rule.knobs.keys():
+        curves = rule.knobs[knob]
+        for source, curve in curves.items() if isinstance(curves, Mapping) else ():
+            if len(curve.points) > 1:
+                raise RecipeError(
+                    f"{place}.{knob}.{source}: takes no rows, it is a share of a whole tensor; give rows to the weight"
+                )
+            if rule.method == "ties" and rule.knobs["variant"] == "paper" and len(set(curve.points[0])) > 1:
+                raise RecipeError(
+                    f"{place}.{knob}.{source}: variant paper trims over the whole model at once; give one number,"
+                    " or take variant mergekit"
+                )
+
+
+def _check_sum(weight: Mapping[str, Groups], place: str, name: str) -> None:
+    count = math.lcm(*map(len, weight.values()))
+    for g in range(count):
+        if not sum(groups[g * len(groups) // count] for groups in weight.values()):
+            raise RecipeError(f"{place}.weight: add up to 0 at {name!r}; raise one, or set normalize: false")
+
+
+class Depths:
+    """Where a tensor stands between the first layer (0) and the last (1), read from the first number in its name."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._last: dict[str, int] = {}
+        for name in names:
+            if found := _layer(name):
+                stack, layer = found
+                self._last[stack] = max(layer, self._last.get(stack, 0))
+
+    def of(self, name: str) -> float:
+        if found := _layer(name):
+            stack, layer = found
+            return layer / max(self._last[stack], 1)
+        return 0.0 if _is_embedding(name) else 1.0
+
+
+def _layer(name: str) -> tuple[str, int] | None:
+    """The stack and the index in it, as (`model.layers`, 3)."""
+    found = re.match(r"(?:(.*?)\.)?(\d+)(?:\.|$)", name)
+    return (found[1] or "", int(found[2])) if found else None
+
+
+def _is_embedding(name: str) -> bool:
+    return bool(re.search(r"emb|wte|wpe", name)) and "embed_out" not in name
+
+
+def _config(recipe: Recipe, base: Checkpoint) -> dict[str, Any]:
+    config = dict(base.config)
+    if recipe.context:
+        if not config:
+            raise RecipeError(f"context: {base.path} has no config.json; leave `context` out, it extends language models only")
+        config = rope.extend(config, recipe.context)
+    if recipe.dtype and config:
+        old = {"torch_dtype"} & config.keys()  # the name before transformers 5
+        config |= dict.fromkeys(("dtype", *old), recipe.dtype)
+    return config
+
+
+def compare(name: str, source: Checkpoint, base: Checkpoint) -> list[str]:
+    """Raises CheckpointError where a source is not of the base's family; returns what differs without harm for certain."""
+    who = f"{source.path}: source {name!r}"
+    for one, role in ((source, who), (base, f"{base.path}: the base")):
+        if one.config.get("quantization_config"):
+            raise CheckpointError(f"{role} is quantised; name the model it was quantised from")
+    for key in SAME:
+        ours, theirs = base.config.get(key), source.config.get(key)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise CheckpointError(
+                f"{who} is of another architecture: {key} is {_shown(theirs)} there and {_shown(ours)} in the base {base.path};"
+                " only fine-tunes of one model can be merged"
+            )
+    _compare_tensors(who, source, base)
+    if base.tokenizer and source.tokenizer and base.tokenizer != source.tokenizer:
+        raise CheckpointError(
+            f"{who} has another tokenizer than the base {base.path}: they must not be merged as if they were one family;"
+            " take fine-tunes that kept the base's tokenizer"
+        )
+    return [f"{who}: {key} differs from the base's, which is kept" for key in ALIKE if _differ(key, source, base)]
+
+
+def _differ(key: str, source: Checkpoint, base: Checkpoint) -> bool:
+    ours, theirs = base.config.get(key), source.config.get(key)
+    return ours is not None and theirs is not None and ours != theirs
+
+
+def _compare_tensors(who: str, source: Checkpoint, base: Checkpoint) -> None:
+    wanted = {name: base.tensors[name] for name in outputs(base)}
+    extra = {name for name in outputs(source) if name not in base.tensors}
+    for name, info in wanted.items():
+        if name not in source.tensors:
+            raise CheckpointError(f"{who} has no tensor {name!r}, the base {base.path} has{_untied(name)}")
+        if source.tensors[name].shape != info.shape:
+            raise CheckpointError(_other_shape(who, name, source, base))
+        if info.dtype != source.tensors[name].dtype and not {info.dtype, source.tensors[name].dtype} <= set(FLOATS):
+            raise CheckpointError(
+                f"{who}: {name!r} is {source.tensors[name].dtype} there and {info.dtype} in the base {base.path};"
+                " convert one of the two models"
+            )
+    if extra:
+        name = min(extra)
+        raise CheckpointError(f"{who} has a tensor {name!r}, the base {base.path} has none{_untied(name)}")
+
+
+def _untied(name: str) -> str:
+    if name.endswith(HEAD):
+        return ": one ties it to the embedding (tie_word_embeddings), the other does not; save both the same way"
+    return "; only fine-tunes of one model can be merged"
+
+
+def _other_shape(who: str, name: str, source: Checkpoint, base: Checkpoint) -> str:
+    ours, theirs = base.tensors[name].shape, source.tensors[name].shape
+    tokens = base.config.get("vocab_size"), source.config.get("vocab_size")
+    if tokens[0] != tokens[1] and tokens == (ours[0], theirs[0]) and ours[1:] == theirs[1:]:
+        return (
+            f"{who} has a vocabulary of {theirs[0]} tokens, the base {base.path} one of {ours[0]} ({name!r});"
+            " vocabularies of different sizes cannot be merged: take fine-tunes that kept the base's tokenizer"
+        )
+    return (
+        f"{who}: {name!r} has the shape {list(theirs)} there and {list(ours)} in the base {base.path};"
+        " only fine-tunes of one model can be merged"
+    )
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

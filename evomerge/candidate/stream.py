@@ -1,0 +1,181 @@
+"""A recipe becomes a stream of merged tensors; what no recipe changes stays in memory between candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest, refuse_nan
+from evomerge.candidate.plan import Plan, Step, compare, resolve
+from evomerge.errors import RecipeError
+from evomerge.masks import Trim
+from evomerge.methods.inputs import Inputs, Place
+from evomerge.methods.table import merge_tensor
+from evomerge.methods.threshold import Magnitudes, Table, thresholds
+from evomerge.recipe import Recipe, Rule, locate
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+Weights = Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model: its config and a stream of its tensors, which can be run again."""
+
+    config: Mapping[str, Any]
+    weights: Weights
+    key: str  # Recipe.key with the fingerprints of all its files
+    manifest: Mapping[str, TensorInfo]  # what the stream will yield
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], key: str) -> Candidate:
+        """A candidate whose tensors are there already: a healed one, or a parent."""
+        manifest = {name: TensorInfo(DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+        return cls(config, list(tensors.items()), key, manifest)
+
+
+def materialize(recipe: Recipe, sources: Sources) -> Candidate:
+    """The model of a recipe; its tensors are merged one by one as the stream is read."""
+    plan = sources.plan(recipe)
+    return Candidate(plan.config, Merge(recipe, plan, sources), recipe.key(sources.fingerprints(recipe)), plan.manifest)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The stream behind a candidate: the steps of a plan, run in order."""
+
+    recipe: Recipe
+    plan: Plan
+    sources: Sources = field(repr=False)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        trims = self.sources.trims(self.recipe, self.plan)
+        for step in self.plan.steps:
+            yield step.name, self._run(step, trims)
+
+    @torch.no_grad()
+    def _run(self, step: Step, trims: Trims) -> Tensor:
+        if step.rule is None:
+            return self.sources.read(self.recipe.base.model, step.name)
+        knobs = {**step.knobs, "threshold": trims.get(step.name)}
+        return merge_tensor(step.method, self.sources.inputs(self.recipe, step), knobs, TORCH_DTYPES[step.info.dtype])
+
+
+Trims = Mapping[str, Sequence[Trim]]  # tensor -> one for each source of its rule
+
+
+class Sources:
+    """The models that recipes name, opened once.
+
+    `resident` keeps tensors, deltas, random numbers and tables of magnitudes for the next candidate, some twelve bytes an
+    element and source: for a search. Otherwise each tensor is read, merged and dropped: for one merge of a large model.
+    """
+
+    def __init__(self, *, resident: bool = False, device: str | torch.device = "cpu") -> None:
+        self.resident = resident
+        self.device = torch.device(device)
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._doubts: dict[tuple[str, str, str], list[str]] = {}
+        self._tensors: dict[tuple[str, str], Tensor] = {}
+        self._inputs: dict[tuple[str, ...], Inputs] = {}
+        self._tables: dict[tuple[str, ...], Table] = {}
+
+    def checkpoint(self, location: str, role: str = "") -> Checkpoint:
+        if location not in self._checkpoints:
+            self._checkpoints[location] = Checkpoint.open(location, role)
+        return self._checkpoints[location]
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """The recipe's plan; that its models fit together is checked once for each pair."""
+        base = self.checkpoint(recipe.base.model, "base")
+        doubts: list[str] = []
+        for name, source in recipe.sources.items():
+            pair = (name, source.model, recipe.base.model)
+            if pair not in self._doubts:
+                self._doubts[pair] = compare(name, self.checkpoint(source.model, f"sources.{name}"), base)
+            doubts += self._doubts[pair]
+        return resolve(recipe, base, doubts)
+
+    def fingerprints(self, recipe: Recipe) -> dict[str, str]:
+        """A hash of every file that the recipe's result depends on, by its role; a model's is that of when it was first used."""
+        models = {"base": recipe.base, **recipe.sources}
+        found = {role: self._fingerprint(source.model) for role, source in models.items()}
+        return found | ({"heal.texts": _texts(recipe.heal.texts)} if recipe.heal else {})
+
+    def _fingerprint(self, location: str) -> str:
+        if location not in self._fingerprints:
+            self._fingerprints[location] = self.checkpoint(location).fingerprint
+        return self._fingerprints[location]
+
+    def refuse_nan(self, recipe: Recipe) -> None:
+        """Raises CheckpointError if a model of the recipe has a value that is no number."""
+        for location in dict.fromkeys((recipe.base.model, *(source.model for source in recipe.sources.values()))):
+            refuse_nan(self.checkpoint(location))
+
+    def read(self, location: str, name: str) -> Tensor:
+        """A tensor of a model on the device; resident, it is a copy that outlives changes to the file."""
+        if (location, name) in self._tensors:
+            return self._tensors[location, name]
+        tensor = self.checkpoint(location).read(name).to(self.device, copy=self.resident)
+        if self.resident:
+            self._tensors[location, name] = tensor
+        return tensor
+
+    def inputs(self, recipe: Recipe, step: Step) -> Inputs:
+        """The tensors behind a step, with what is kept about them."""
+        locations = _locations(recipe, step.sources)
+        key = (step.name, recipe.base.model, *step.sources, *locations)
+        kept = self._inputs.get(key)
+        if kept is not None and kept.place.seed == recipe.seed:
+            return kept
+        place = Place(recipe.seed, step.name, step.sources)
+        tensors = tuple(self.read(location, step.name) for location in locations)
+        inputs = Inputs(self.read(recipe.base.model, step.name), tensors, place, self.resident)
+        if self.resident:
+            self._inputs[key] = inputs
+        return inputs
+
+    def trims(self, recipe: Recipe, plan: Plan) -> Trims:
+        """For TIES as in its paper, which trims over the whole model: what each tensor keeps of each source."""
+        found: dict[str, list[Trim]] = {}
+        for rule in recipe.rules:
+            steps = [step for step in plan.steps if step.rule is rule]
+            if rule.method == "ties" and rule.knobs["variant"] == "paper" and steps:
+                inputs = [self.inputs(recipe, step) for step in steps]
+                columns = [self._trims(recipe, rule, k, steps, inputs) for k in range(len(rule.sources))]
+                found |= {step.name: [column[i] for column in columns] for i, step in enumerate(steps)}
+        return found
+
+    def _trims(self, recipe: Recipe, rule: Rule, k: int, steps: Sequence[Step], inputs: Sequence[Inputs]) -> Sequence[Trim]:
+        density = steps[0].knobs["density"][rule.sources[k]][0]
+        vectors = [tensor.magnitudes[k] for tensor in inputs]
+        return thresholds(vectors, density, self._table(recipe, rule.sources[k], steps, vectors))
+
+    def _table(self, recipe: Recipe, source: str, steps: Sequence[Step], vectors: Sequence[Magnitudes]) -> Table:
+        key = (recipe.base.model, *_locations(recipe, (source,)), *(step.name for step in steps))
+        if key not in self._tables:
+            self._tables[key] = Table.merge([vector.table for vector in vectors])
+        return self._tables[key]
+
+
+def _locations(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple((recipe.base if name == "base" else recipe.sources[name]).model for name in names)
+
+
+def _texts(location: str) -> str:
+    path = Path(locate(location))
+    if not path.is_file():
+        raise RecipeError(f"heal.texts: {path} is no file; name the text to distil on, or leave `heal` out")
+    return digest(path)

@@ -1,0 +1,107 @@
+"""The tensors behind one output tensor, and what no recipe changes about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from evomerge import kernels, masks
+from evomerge.masks import Drops, Trim
+from evomerge.methods.combine import Deltas, norms
+from evomerge.methods.slerp import cosine_of
+from evomerge.methods.threshold import Magnitudes
+
+Variant = Literal["paper", "mergekit"]
+TOO_SMALL = 1e-7  # mergekit rescales no delta whose L1 norm is below
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands: what its random masks are a function of."""
+
+    seed: int
+    tensor: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One tensor of the base and of each source, in the order of `place.sources`.
+
+    Build it once per tensor and keep it, `resident`, for a search; build it per merge and throw it away otherwise.
+    """
+
+    base: Tensor | None
+    sources: tuple[Tensor, ...]
+    place: Place
+    resident: bool = False  # keep deltas, uniform numbers and bins: ten bytes an element and source
+
+    @cached_property
+    def magnitudes(self) -> tuple[Magnitudes, ...]:
+        """Of each delta: what every density is looked up in."""
+        size = self.sources[0].numel()
+        return tuple(Magnitudes(partial(self._delta, k), size, resident=self.resident) for k in range(len(self.sources)))
+
+    @cached_property
+    def deltas(self) -> Tensor:
+        """sourceₖ - base, in the dtype of the computation."""
+        whole = Deltas(self.base, self.sources, None, subtract=True).whole(slice(0, self.sources[0].numel()))
+        return whole.view(len(self.sources), *self.sources[0].shape)  # [K, *shape]
+
+    @cached_property
+    def uniform(self) -> Tensor:
+        """The random numbers of each source's copy of this tensor."""
+        drawn = [masks.draw(key, 0, self.sources[0].numel()) for key in self.keys]
+        return torch.stack(drawn).to(self.sources[0].device)  # [K, N]
+
+    @cached_property
+    def keys(self) -> tuple[int, ...]:
+        return tuple(masks.key(self.place.seed, source, self.place.tensor) for source in self.place.sources)
+
+    @cached_property
+    def norms(self) -> list[float]:
+        """‖δₖ‖₁"""
+        return norms(self.base, self.terms, subtract=not self.prepared)
+
+    @cached_property
+    def cosine(self) -> float:
+        """Of the angle between the base and the one source."""
+        assert self.base is not None
+        return cosine_of(self.base, self.sources[0])
+
+    def trims(self, density: Sequence[float]) -> list[Trim]:
+        """What keeps a share of each delta."""
+        return [vector.trim(share) for vector, share in zip(self.magnitudes, density, strict=True)]
+
+    def drops(self, rates: Sequence[float], rescale: Variant | None) -> Drops:
+        """What drops a share of each delta at random, and how the rest is rescaled to make up for it."""
+        drops = Drops(tuple(rates), self.keys, (1.0,) * len(rates), self.uniform if self.resident else None)
+        if rescale == "paper":
+            return replace(drops, rescale=tuple(1 / (1 - rate) if rate < 1 else 1.0 for rate in rates))
+        return replace(drops, rescale=self._ratios(drops)) if rescale == "mergekit" else drops
+
+    def _ratios(self, drops: Drops) -> tuple[float, ...]:
+        """‖δ‖₁ / ‖m·δ‖₁: what mergekit rescales by instead of 1/(1-p)."""
+        kept = norms(self.base, self.terms, drops, subtract=not self.prepared)
+        pairs = zip(self.norms, kept, strict=True)
+        return tuple(1.0 if min(before, after) < TOO_SMALL else before / after for before, after in pairs)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the deltas are there already; a kernel subtracts faster than it would read them."""
+        return self.resident and self.base is not None and not kernels.usable(*self.sources)
+
+    @property
+    def terms(self) -> Sequence[Tensor]:
+        """What `combine` adds up: the deltas where they are prepared, the sources otherwise."""
+        return cast(Sequence[Tensor], self.deltas) if self.prepared else self.sources
+
+    def _delta(self, k: int, piece: slice) -> Tensor:
+        if self.resident:
+            return self.deltas[k].view(-1)[piece].float()
+        return Deltas(self.base, [self.sources[k]], None, subtract=True).whole(piece)[0].float()

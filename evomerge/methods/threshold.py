@@ -1,0 +1,167 @@
+"""The magnitude that keeps a given density of a task vector, exactly: no sorting, and every later density is a look-up.
+
+Magnitudes are compared as float32, whose bits order them: the top 16 are a bin. How many elements lie in each bin is
+counted once per task vector; a density then falls into one bin, and only that one is sorted, and remembered. At equal
+magnitudes the lower position is kept, so that exactly k elements are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evomerge.masks import Trim
+
+BINS = 1 << 15  # float32 without its sign, top 15 bits of what remains
+PIECE = 1 << 18
+
+Read = Callable[[slice], Tensor]  # a piece of a flat task vector, float32
+
+
+@dataclass(frozen=True)
+class Table:
+    """How many magnitudes of a task vector, or of several together, lie in each bin; the bins from large to small."""
+
+    bins: NDArray[np.int64]
+    upto: NDArray[np.int64]  # how many elements this bin and the ones before it hold
+
+    @classmethod
+    def of(cls, counts: NDArray[np.int64]) -> Table:
+        bins = np.flatnonzero(counts)[::-1]
+        return cls(bins, np.cumsum(counts[bins]))
+
+    @classmethod
+    def merge(cls, tables: Sequence[Table]) -> Table:
+        return tables[0] if len(tables) == 1 else cls.of(sum((table.counts for table in tables), np.zeros(BINS, np.int64)))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        counts = np.zeros(BINS, np.int64)
+        counts[self.bins] = np.diff(self.upto, prepend=0)
+        return counts
+
+    @property
+    def size(self) -> int:
+        return int(self.upto[-1]) if len(self.upto) else 0
+
+    def span(self, bin: int) -> slice:
+        """Where a bin's elements stand among all, from large to small."""
+        place = int(np.searchsorted(-self.bins, -bin))
+        if place == len(self.bins) or self.bins[place] != bin:
+            return slice(0, 0)
+        return slice(int(self.upto[place - 1]) if place else 0, int(self.upto[place]))
+
+    def find(self, kept: int) -> tuple[int, int]:
+        """The bin that holds the `kept`-th largest magnitude, and its rank inside, from 1."""
+        place = int(np.searchsorted(self.upto, kept))
+        before = int(self.upto[place - 1]) if place else 0
+        return int(self.bins[place]), kept - before
+
+
+@dataclass(frozen=True)
+class Members:
+    """The elements of one bin, from large to small, equal ones by position."""
+
+    falling: NDArray[np.float32]  # minus the magnitude, so that it is in order
+    positions: NDArray[np.int64]
+
+
+class Magnitudes:
+    """The magnitudes of one task vector: their table, and the bins looked into so far."""
+
+    def __init__(self, read: Read, size: int, *, resident: bool = False) -> None:
+        self.read = read
+        self.size = size
+        self.resident = resident
+        self._members: dict[int, Members] = {}
+        self._trims: dict[float, Trim] = {}
+
+    def trim(self, density: float) -> Trim:
+        """What keeps exactly `density` of this task vector."""
+        if density not in self._trims:
+            self._trims[density] = thresholds([self], density)[0]
+        return self._trims[density]
+
+    @cached_property
+    def table(self) -> Table:
+        counts = np.zeros(BINS, np.int64)
+        for _, bins in self._bins():
+            counts += np.bincount(bins, minlength=BINS)
+        return Table.of(counts)
+
+    def members(self, bin: int) -> Members:
+        if bin not in self._members:
+            where = self._order[self.table.span(bin)].astype(np.int64) if self.resident else self._scan(bin)
+            falling = -self._at(where)
+            order = np.argsort(falling, kind="stable")
+            self._members[bin] = Members(falling[order], where[order])
+        return self._members[bin]
+
+    @cached_property
+    def _order(self) -> NDArray[np.int32]:
+        """Positions by falling bin, kept with a resident task vector so that a bin is a slice."""
+        bins = np.concatenate([BINS - 1 - bins for _, bins in self._bins()])
+        return np.argsort(bins, kind="stable").astype(np.int32)  # a radix sort of 16 bits
+
+    def _scan(self, bin: int) -> NDArray[np.int64]:
+        return np.concatenate([np.flatnonzero(bins == bin) + piece.start for piece, bins in self._bins()])
+
+    def _at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The magnitudes at some positions, in order."""
+        parts = []
+        for piece in self._pieces():
+            here = positions[slice(*np.searchsorted(positions, [piece.start, piece.stop]))]
+            if len(here):
+                parts.append(self.read(piece)[torch.from_numpy(here - piece.start)].abs().cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def _bins(self) -> Iterator[tuple[slice, NDArray[np.int16]]]:
+        for piece in self._pieces():
+            yield piece, (self.read(piece).abs().view(torch.int32) >> 16).to(torch.int16).cpu().numpy()
+
+    def _pieces(self) -> Iterator[slice]:
+        for start in range(0, max(self.size, 1), PIECE):
+            yield slice(start, min(start + PIECE, self.size))
+
+
+def count(density: float, size: int) -> int:
+    """How many of `size` elements a density keeps: at least one, unless it is 0."""
+    return 0 if density <= 0 or not size else min(size, max(1, int(density * size)))
+
+
+def thresholds(vectors: Sequence[Magnitudes], density: float, table: Table | None = None) -> tuple[Trim, ...]:
+    """For each of several task vectors the trim that together keeps exactly `density` of all their elements."""
+    if density >= 1:
+        return tuple(Trim(0.0, vector.size) for vector in vectors)
+    table = table or Table.merge([vector.table for vector in vectors])
+    kept = count(density, table.size)
+    if not kept:
+        return tuple(Trim(np.inf, -1) for _ in vectors)
+    bin, rank = table.find(kept)
+    return _split([vector.members(bin) for vector in vectors], rank)
+
+
+def _split(members: Sequence[Members], rank: int) -> tuple[Trim, ...]:
+    """The trims that keep the `rank` largest of one bin's elements."""
+    falling = members[0].falling if len(members) == 1 else np.sort(np.concatenate([part.falling for part in members]))
+    threshold = falling[rank - 1]
+    room = rank - int(np.searchsorted(falling, threshold))  # how many of those equal to it are kept
+    trims = []
+    for part in members:
+        first, last = np.searchsorted(part.falling, threshold), np.searchsorted(part.falling, threshold, side="right")
+        equal = part.positions[first:last]
+        trims.append(_trim(-float(threshold), equal[:room], equal[room:]))
+        room -= min(room, len(equal))
+    return tuple(trims)
+
+
+def _trim(magnitude: float, stay: NDArray[np.int64], go: NDArray[np.int64]) -> Trim:
+    if not len(stay):
+        return Trim(magnitude, -1)
+    return Trim(magnitude, int(stay[-1]), go if magnitude else go[:0])  # a zero may stay: it adds nothing
