@@ -7,6 +7,7 @@ EvomergeError                bad input; the command ends with exit code 2
 ├── SuiteError               tasks, documents or splits that are not there or do not suffice
 ├── GuardError               a guard that its documents cannot decide
 ├── ScoringError             a scorer that cannot score what it was given
+├── HealingError             a candidate whose training left the finite numbers
 ├── StudyError               a result directory that is taken, locked, or belongs to another study
 └── MissingExtra             an optional package that is not installed, with the pip command
 
@@ -40,6 +41,10 @@ class GuardError(EvomergeError):
 
 class ScoringError(EvomergeError):
     """A scorer that cannot score what it was given."""
+
+
+class HealingError(EvomergeError):
+    """A candidate whose training left the finite numbers."""
 
 
 class StudyError(EvomergeError):

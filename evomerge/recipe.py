@@ -129,6 +129,9 @@ class Context:
 ROPE_TYPES = ("linear", "ntk", "yarn")
 
 
+MIXTURES = ("shares", "likelihood")
+
+
 @dataclass(frozen=True)
 class Heal:
     """A short distillation after the merge: texts, teachers with their shares, and the usual dials of training."""
@@ -136,6 +139,7 @@ class Heal:
     tokens: int
     texts: str
     teachers: Mapping[str, float] = field(hash=False)
+    mixture: str = "shares"  # or "likelihood": a teacher counts by its share × how well it foretold the text, token by token
     learning_rate: float = 3e-4
     temperature: float = 1.0
 
@@ -343,6 +347,7 @@ def _heal(block: Block, sources: tuple[str, ...], root: Path | None) -> Heal | N
         tokens=inner.integer("tokens", low=1),
         texts=_absolute(inner.text("texts"), root),
         teachers=teachers,
+        mixture=inner.text("mixture", "shares", among=MIXTURES),
         learning_rate=float(inner.number("learning_rate", 3e-4, low=0.0)),
         temperature=float(inner.number("temperature", 1.0, low=0.05)),
     )

@@ -1,0 +1,182 @@
+"""The commands: thin, each a few lines over a public function; what is heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evomerge import __version__
+from evomerge.errors import EvomergeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Find how to merge language models: search, score, guard, certify.\n\n"
+    "Exit codes: 0 done, or better and certified; 1 a bug; 2 bad input; 3 keep your parent; 4 refused by a guard; "
+    "5 undecided; 130 interrupted, report written.",
+)
+
+
+class Log(StrEnum):
+    auto = "auto"
+    json = "json"
+    quiet = "quiet"
+
+
+class Split(StrEnum):
+    search = "search"
+    select = "select"
+    sealed = "sealed"
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def search(
+    space: Annotated[Path, typer.Argument(help="The experiment: recipe with ranges, suite, guard, scoring, search.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; results/NAME if not given.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Overrides search.trials.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Wall clock, as 8h or 90m, certificate included; overrides search.budget.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that score; one per GPU, or per core, if not given.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out, or begin it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")] = False,
+    log: Annotated[Log, typer.Option(help="auto: progress on a terminal, lines elsewhere; json: one object a line.")] = Log.auto,
+) -> None:
+    """Search a space of recipes, and hand over the best model with a certificate.
+
+    A run that is killed goes on where it stood: the same command with --resume.
+    """
+    from evomerge.document import Place
+    from evomerge.report.progress import watcher
+    from evomerge.study.experiment import duration
+
+    seconds = duration(budget, Place("--budget")) if budget else None
+    directory = out or Path("results") / space.stem
+    if dry_run:
+        from evomerge.report.outlook import outlook
+
+        print(outlook(space, trials, seconds))
+        return
+    from evomerge.study.search import search as run
+
+    try:
+        with watcher(log.value) as watch:
+            ending = run(space, directory, trials=trials, budget=seconds, workers=workers, resume=resume, watch=watch)
+    except KeyboardInterrupt:
+        _report(directory)
+        print(f"interrupted; go on with: evomerge search {space} --out {directory} --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _report(directory)
+    raise typer.Exit(ending)
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, or any file with a recipe in it.")],
+    out: Annotated[Path | None, typer.Option(help="The model directory to write; must not exist.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done with every tensor; read and write none.")
+    ] = False,
+) -> None:
+    """Merge one recipe into a model directory."""
+    from evomerge.candidate import merge as merging
+    from evomerge.recipe import Recipe
+
+    if dry_run:
+        print(merging.describe_plan(merging.dry_run(Recipe.read(recipe))))
+        return
+    if out is None:
+        raise EvomergeError("merge: nowhere to write; add --out DIR, or --dry-run to see the plan")
+    from evomerge.study.verbs import merge as run
+
+    print(f"written: {run(recipe, out)}")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A recipe file or a model directory.")],
+    suite: Annotated[Path, typer.Option(help="The experiment file whose suite and guard tasks are scored.")],
+    split: Annotated[Split, typer.Option(help="Which documents.")] = Split.select,
+    out: Annotated[Path | None, typer.Option(help="Write the rows here, one JSON object a document.")] = None,
+) -> None:
+    """Score a recipe or a model: one row per document, and the mean of each task."""
+    from evomerge.report.tables import scores_table
+    from evomerge.study.verbs import evaluate as run
+
+    scores = run(model, suite, split_name=split.value)
+    if out:
+        scores.write(out)
+    print(scores_table(scores))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Scores of the candidate: a scores.jsonl, or a folder that holds one.")],
+    b: Annotated[Path, typer.Argument(help="Scores of what it is compared with.")],
+) -> None:
+    """Compare two scored models on the documents that both were scored on: difference, interval, flips."""
+    from evomerge.report.tables import comparison_table
+    from evomerge.study.verbs import read_scores
+
+    print(comparison_table(read_scores(a), read_scores(b)))
+
+
+@app.command()
+def report(study: Annotated[Path, typer.Argument(help="The folder of a study.")]) -> None:
+    """Write report.html, report.md and report.json of a study, finished or not, and print its table."""
+    _report(study)
+
+
+class Bench(StrEnum):
+    search = "search"
+    merge = "merge"
+
+
+@app.command()
+def bench(
+    what: Annotated[Bench, typer.Argument(help="search: a whole run, by the wall; merge: from a recipe to live weights.")],
+    space: Annotated[Path, typer.Argument(help="The experiment to time.")] = Path("search_spaces/quickstart.yaml"),
+    runs: Annotated[int, typer.Option(min=1, help="Runs of a search.")] = 3,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.")] = None,
+) -> None:
+    """Time a search or a merge on this machine, medians of several runs."""
+    from evomerge import bench as benches
+
+    print(benches.bench_merge(space) if what is Bench.merge else benches.bench_search(space, runs, workers))
+
+
+def _report(directory: Path) -> None:
+    from evomerge.report.write import write_report
+
+    if (directory / "study.json").exists():
+        print(write_report(directory))
+
+
+def main() -> Any:
+    """The command line; bad input ends with one line and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except EvomergeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

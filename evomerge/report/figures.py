@@ -1,0 +1,165 @@
+"""The pictures of a report, as SVG: the search, the winner's curves over depth, what was traded for what."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from evomerge.recipe import Curve, Recipe, Rule
+from evomerge.report.view import Ended, View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT = "#1f2933", "#9aa5b1"
+COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#b91c1c")
+
+
+def search_picture(view: View) -> str:
+    """Every trial's estimate in the order of the search, how far each got, the best so far and what was to be beaten."""
+    figure, axes = _figure(8.4, 3.8)
+    for label, colour, marker, trials in _kinds(view.trials):
+        axes.scatter(
+            [_number(t) for t in trials],
+            [t.value or 0.0 for t in trials],
+            s=16,
+            c=colour,
+            marker=marker,
+            label=label,
+            linewidths=0.8,
+        )
+    best = _best_so_far(view.trials)
+    if best:
+        axes.step(
+            [n for n, _ in best], [v for _, v in best], where="post", color=INK, linewidth=1.4, label="best so far, guards kept"
+        )
+    reached = [b for b in view.baselines if b.value is not None and b.notes["state"] == "survived"]
+    if reached:
+        top = max(reached, key=lambda b: b.value or 0.0)
+        axes.axhline(top.value or 0.0, color=COLOURS[1], linestyle="--", linewidth=1.2, label=f"best baseline: {top.name}")
+    axes.set_xlabel("trial")
+    axes.set_ylabel(f"{view.experiment.suite.aggregate} of the target tasks\n(estimate, search documents)")
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _svg(figure)
+
+
+def depth_picture(recipe: Recipe) -> str:
+    """Each per-source number of the recipe over the depth of the model, a panel a rule."""
+    rules = [rule for rule in recipe.rules if any(isinstance(knob, Mapping) for knob in rule.knobs.values())]
+    panels = [
+        (rule, name) for rule in rules for name, knob in rule.knobs.items() if isinstance(knob, Mapping) and _open(name, knob)
+    ]
+    if not panels:
+        return ""
+    figure, grid = _grid(len(panels))
+    for axes, (rule, name) in zip(grid, panels, strict=False):
+        _draw_curves(axes, recipe, rule, name)
+    return _svg(figure)
+
+
+def traded_picture(view: View) -> str:
+    """Each task of the winner beside the base and the best parent, on sealed documents."""
+    sealed: Mapping[str, Any] = (view.certificate or {}).get("sealed", {})
+    if "winner" not in sealed:
+        return ""
+    tasks = list(view.experiment.suite.tasks) + list(view.experiment.guard.tasks)
+    figure, axes = _figure(8.4, 0.5 + 0.42 * len(tasks))
+    for row, task in enumerate(reversed(tasks)):
+        known = {name: entry["tasks"][task] for name, entry in sealed.items() if task in entry["tasks"]}
+        others = [value for name, value in known.items() if name != "winner"]
+        axes.plot([min(others), max(others)], [row, row], color=FAINT, linewidth=1, zorder=1)
+        axes.scatter(others, [row] * len(others), c=FAINT, s=22, zorder=2, label="parents and rivals" if row == 0 else None)
+        axes.scatter(
+            [known["base"]], [row], facecolors="none", edgecolors=INK, s=46, zorder=3, label="base" if row == 0 else None
+        )
+        axes.scatter([known["winner"]], [row], c=COLOURS[0], s=46, marker="D", zorder=4, label="winner" if row == 0 else None)
+    axes.set_yticks(range(len(tasks)), [f"guard {t}" if t in view.experiment.guard.tasks else t for t in reversed(tasks)])
+    axes.set_xlabel("score on sealed documents")
+    axes.set_xlim(-0.02, 1.02)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _svg(figure)
+
+
+def _kinds(trials: list[Ended]) -> list[tuple[str, str, str, list[Ended]]]:
+    known = [t for t in trials if t.value is not None]
+    stopped = [t for t in known if t.notes["state"] == "stopped"]
+    survived = [t for t in known if t.notes["state"] == "survived"]
+    return [
+        ("stopped on a rung", "#cbd5e1", "o", [t for t in stopped if t.feasible]),
+        ("stopped, a guard broken", "#fca5a5", "x", [t for t in stopped if not t.feasible]),
+        ("reached the top", COLOURS[0], "o", [t for t in survived if t.feasible]),
+        ("reached the top, a guard broken", COLOURS[7], "x", [t for t in survived if not t.feasible]),
+    ]
+
+
+def _best_so_far(trials: list[Ended]) -> list[tuple[int, float]]:
+    found: list[tuple[int, float]] = []
+    for trial in sorted(trials, key=_number):
+        if trial.value is not None and trial.feasible and trial.notes["state"] == "survived":
+            found.append((_number(trial), max(trial.value, found[-1][1] if found else trial.value)))
+    return found
+
+
+def _number(trial: Ended) -> int:
+    return int(trial.name.split("-")[0])
+
+
+def _open(name: str, knob: Mapping[str, Curve]) -> bool:
+    return (
+        name == "weight" or len({curve.points for curve in knob.values()}) > 1 or any(len(c.points[0]) > 1 for c in knob.values())
+    )
+
+
+def _draw_curves(axes: Axes, recipe: Recipe, rule: Rule, name: str) -> None:
+    knob = rule.knobs[name]
+    assert isinstance(knob, Mapping)
+    depths = [i / 40 for i in range(41)]
+    order = ("base", *recipe.sources)
+    for source, curve in knob.items():
+        colour = COLOURS[order.index(source) % len(COLOURS)]
+        for row in range(len(curve.points)):
+            axes.plot(depths, [curve.at(d)[row] for d in depths], color=colour, linewidth=1.6, label=source if row == 0 else None)
+    axes.set_title(f"{rule.match}: {rule.method}, {name}", fontsize=9, loc="left", color=INK)
+    axes.set_xlabel("depth", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes)
+    return figure, axes
+
+
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.9 * columns, 2.3 * rows), layout="constrained")
+    grid = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    for axes in grid:
+        _style(axes)
+    return figure, grid
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an <svg> element: the same bytes for the same study, no fonts embedded, no date."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "evomerge", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

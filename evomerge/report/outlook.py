@@ -1,0 +1,51 @@
+"""What a search would do, worked out before anything runs: `evomerge search --dry-run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evomerge.guards.regression import documents_needed, smallest_margin
+from evomerge.report.tables import align
+from evomerge.scoring.suite import Splits
+from evomerge.study.baselines import baselines, parents
+from evomerge.study.experiment import Experiment
+from evomerge.study.search import prepare, with_limits
+
+
+def outlook(path: str | Path, trials: int | None = None, budget: float | None = None) -> str:
+    """Dimensions, documents and guards of an experiment, after the same checks as a run. Raises EvomergeError."""
+    experiment = with_limits(Experiment.read(path), trials, budget)
+    splits, _ = prepare(experiment)
+    search = experiment.search
+    until = f", {search.budget:.0f} s" if search.budget else ""
+    hand_made = len(baselines(experiment.space)) if search.baselines else 0
+    lines = [
+        f"{path}: {len(experiment.space.parameters)} parameters, {search.trials} trials by {search.sampler}{until}",
+        f"first the {len(parents(experiment.space))} parents and {hand_made} baselines; seed {search.seed}",
+        "",
+        *_documents(experiment, splits),
+        "",
+        *_guards(experiment, splits),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def _documents(experiment: Experiment, splits: Splits) -> list[str]:
+    rungs = [f"rung {i}" for i in range(len(splits.rungs))]
+    rows = [["task", "role", *rungs, "select", "sealed"]]
+    for task in splits.search:
+        role = "guard" if task in experiment.guard.tasks else "target"
+        counts = [rung[task] for rung in splits.rungs]
+        rows.append([task, role, *map(str, (*counts, len(splits.select[task]), len(splits.sealed[task])))])
+    return align(rows)
+
+
+def _guards(experiment: Experiment, splits: Splits) -> list[str]:
+    guard = experiment.guard
+    lines = [
+        f"guard {task}: a loss of {tolerance:g} or more is refused; {len(splits.sealed[task])} sealed documents, "
+        f"{documents_needed(tolerance, guard.discordance)} decide it at {guard.discordance:.0%} discordance "
+        f"(these could decide {smallest_margin(len(splits.sealed[task]), guard.discordance):.3f})"
+        for task, tolerance in guard.tasks.items()
+    ]
+    return lines + ([f"guard KL to the base: {guard.kl:g} nats at most"] if guard.kl is not None else [])

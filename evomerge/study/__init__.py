@@ -1,0 +1,1 @@
+"""The loop: propose, score, race, record, select."""

@@ -1,0 +1,243 @@
+"""From the trials of a study to its certificate: select, choose, write, read back, and open the sealed documents once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge import __version__
+from evomerge.errors import StudyError
+from evomerge.scoring.scores import Scores
+from evomerge.scoring.suite import Splits
+from evomerge.study.baselines import parents as parent_recipes
+from evomerge.study.estimate import optimism, shrink_scores
+from evomerge.study.executor import Executor, Job, Life
+from evomerge.study.experiment import Experiment
+from evomerge.study.record import Record
+from evomerge.study.selection import Contender, Decision, Ending, Judge, choose, decide_ending, finalists, rivals
+from evomerge.study.trial import Outcome
+from evomerge.study.watch import Watcher
+
+Certificate = dict[str, Any]
+DISK, LIVE = "winner", "winner-live"  # the chosen one read back from disk, and as it was merged in memory
+
+
+def certify(
+    experiment: Experiment,
+    record: Record,
+    splits: Splits,
+    executor: Executor,
+    parents: Mapping[str, Scores],
+    baselines: Mapping[str, Outcome],
+    outcomes: Sequence[Outcome],
+    watch: Watcher,
+) -> Certificate:
+    """Everything after the last trial; writes `best/` and `certificate.json`, and returns the latter's content."""
+    return _Ending(experiment, record, splits, executor, parents, baselines, outcomes, watch).run()
+
+
+class _Ending:
+    def __init__(
+        self,
+        experiment: Experiment,
+        record: Record,
+        splits: Splits,
+        executor: Executor,
+        parents: Mapping[str, Scores],
+        baselines: Mapping[str, Outcome],
+        outcomes: Sequence[Outcome],
+        watch: Watcher,
+    ) -> None:
+        self.experiment, self.record, self.splits, self.executor = experiment, record, splits, executor
+        self.parents, self.baselines, self.outcomes, self.watch = parents, baselines, outcomes, watch
+        tasks = experiment.suite.tasks
+        best_parent = {task: max(scores.mean(task) for scores in parents.values()) for task in tasks}
+        self.judge = Judge(experiment, best_parent if experiment.suite.aggregate == "relative" else None)
+        self.recipes = parent_recipes(experiment.space)
+
+    def run(self) -> Certificate:
+        best = finalists(self.outcomes, self.experiment.search.finalists, len(self.splits.rungs) - 1)
+        if not best:
+            return self._write(self._nobody())
+        select = self._select(best)
+        chosen = choose([Contender(o.name, select[o.name], o) for o in best], select["base"], self.judge)
+        compared = [*self.parents, *(name for name in rivals(self._contenders(select), self.judge) if name not in self.parents)]
+        if chosen is None or chosen.outcome is None:
+            reason = f"none of {len(best)} finalists keeps every guard on the select documents"
+            return self._write({**self._figures(best, select), **Decision(4, (reason,)).to_data()})
+        files = self._save(chosen.outcome)
+        sealed, disk = self._seal(chosen.outcome, compared)
+        decision = decide_ending(
+            {name: self.judge.compare(disk, sealed[name]) for name in compared}, self.judge.guards(disk, sealed["base"])
+        )
+        if decision.ending == 4:
+            self._set_aside()
+        return self._write(
+            {
+                **decision.to_data(),
+                **self._figures(best, select),
+                "winner": self._winner(chosen, disk),
+                "sealed": {name: self._summary(scores) for name, scores in {**sealed, "winner": disk}.items()},
+                "files": files,
+            }
+        )
+
+    def _nobody(self) -> Certificate:
+        """No trial reached the top within its guards: refused if guards were what stopped them, else the parents stay."""
+        broken = [o for o in self.outcomes if o.state != "failed" and not o.feasible]
+        ending: Ending = 4 if broken and len(broken) == sum(o.state != "failed" for o in self.outcomes) else 3
+        reason = "no trial kept the guards" if ending == 4 else "no trial reached the last rung within its guards"
+        return Decision(ending, (reason,)).to_data()
+
+    # --- select: fresh documents for the finalists, the parents and every baseline
+
+    def _select(self, best: Sequence[Outcome]) -> dict[str, Scores]:
+        recipes = {**self.recipes, **{n: o.recipe for n, o in self._sound_baselines()}, **{o.name: o.recipe for o in best}}
+        self.watch.phase("select", len(recipes))
+        return self._score("select", {name: Job(recipe, self.splits.select) for name, recipe in recipes.items()})
+
+    def _sound_baselines(self) -> list[tuple[str, Outcome]]:
+        return [(name, outcome) for name, outcome in self.baselines.items() if outcome.state != "failed"]
+
+    def _contenders(self, select: Mapping[str, Scores]) -> list[Contender]:
+        return [Contender(name, select[name]) for name in (*self.parents, *(n for n, _ in self._sound_baselines()))]
+
+    # --- sealed: seen once, by the chosen one as it lies on disk, its parents and the best baselines
+
+    def _save(self, outcome: Outcome) -> dict[str, str]:
+        """The chosen one as a model directory; what an earlier choice left there gives way to it."""
+        directory, recipe = self.record.directory / "best", outcome.recipe.to_yaml()
+        if self.record.read("best/recipe.yaml") != recipe:
+            for stale in (directory, *(self.record.directory / "sealed" / f"{name}.jsonl" for name in (LIVE, DISK))):
+                _remove(stale)
+            _, result = next(self.executor.run(iter([_once(outcome.name, Job(outcome.recipe, {}, save=directory / "model"))])))
+            if result.error:
+                raise StudyError(f"{outcome.name} cannot be written: {result.error}")
+            self.record.write("best/recipe.yaml", recipe)
+        return {f"model/{path.name}": _sha256(path) for path in sorted((directory / "model").iterdir())}
+
+    def _seal(self, outcome: Outcome, compared: Sequence[str]) -> tuple[dict[str, Scores], Scores]:
+        recipes = {**self.recipes, **{name: o.recipe for name, o in self.baselines.items()}}
+        guards = set(self.experiment.guard.tasks)
+        targets = {task: docs for task, docs in self.splits.sealed.items() if task not in guards}
+        jobs = {name: Job(recipes[name], self.splits.sealed if name == "base" else targets) for name in compared}
+        jobs[DISK] = Job(None, self.splits.sealed, model=self.record.directory / "best" / "model")
+        jobs[LIVE] = Job(outcome.recipe, self.splits.sealed)
+        self.watch.phase("sealed", len(jobs))
+        scores = self._score("sealed", jobs)
+        self.differing = _differing(scores[LIVE], scores[DISK])
+        return {name: scores[name] for name in compared}, scores[DISK]
+
+    def _score(self, split: str, jobs: Mapping[str, Job]) -> dict[str, Scores]:
+        """Scores by name, those that an earlier run wrote among them; a job that fails here ends the study."""
+        known = {name: scores for name in jobs if (scores := self._known(split, name))}
+        for name, result in self.executor.run(_once(name, job) for name, job in jobs.items() if name not in known):
+            if result.error:
+                raise StudyError(f"{name} on {split} documents: {result.error}")
+            known[name] = result.scores
+            path = self.record.directory / split / f"{_filename(name)}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            result.scores.write(path)
+            self.watch.note(f"{split}: {name}")
+        return {name: known[name] for name in jobs}
+
+    def _known(self, split: str, name: str) -> Scores | None:
+        path = self.record.directory / split / f"{_filename(name)}.jsonl"
+        return Scores.read(path) if path.exists() else None
+
+    def _set_aside(self) -> None:
+        """A refused model does not stay under the name of the best."""
+        refused = self.record.directory / "refused"
+        shutil.rmtree(refused, ignore_errors=True)
+        (self.record.directory / "best").rename(refused)
+
+    # --- what the certificate says
+
+    def _figures(self, best: Sequence[Outcome], select: Mapping[str, Scores]) -> Certificate:
+        """How good the finalists looked, and how much of that was luck."""
+        tasks = list(self.experiment.suite.tasks)
+        values = [{task: o.scores.values(task) for task in tasks} for o in best]
+        kinds: dict[str, Any] = {
+            "kind": self.experiment.suite.aggregate,
+            "weights": dict(self.experiment.suite.tasks),
+            "references": self.judge.references,
+        }
+        shrunk = shrink_scores(values, **kinds).values if len(best) > 1 else [o.estimate.value for o in best if o.estimate]
+        return {
+            "finalists": [
+                {
+                    "name": o.name,
+                    "naive": o.estimate.value if o.estimate else None,
+                    "shrunk": float(shrunk[i]),
+                    "select": self._summary(select[o.name]),
+                }
+                for i, o in enumerate(best)
+            ],
+            "optimism": optimism(values, **kinds, seed=self.experiment.search.seed) if len(best) > 1 else 0.0,
+            "select": {contender.name: self._summary(contender.scores) for contender in self._contenders(select)},
+        }
+
+    def _winner(self, chosen: Contender, disk: Scores) -> Certificate:
+        assert chosen.outcome is not None
+        return {
+            "name": chosen.name,
+            "healed": chosen.outcome.recipe.heal is not None,
+            "kl": chosen.outcome.kl,
+            "sealed": self._summary(disk),
+            "rows_that_differ_from_the_live_engine": self.differing,
+        }
+
+    def _summary(self, scores: Scores) -> Certificate:
+        return {
+            "value": self.judge.value(scores),
+            "mean_skill": self.judge.mean_skill(scores),
+            "tasks": scores.means(),
+            "n": {task: len(scores.task(task)) for task in scores.tasks},
+        }
+
+    def _write(self, certificate: Certificate) -> Certificate:
+        search = self.experiment.search
+        whole = {
+            "evomerge": __version__,
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "optuna", "lm-eval")},
+            "aggregate": self.experiment.suite.aggregate,
+            "splits": self.splits.hash,
+            "seed": search.seed,
+            "sampler": search.sampler,
+            "trials": len(self.outcomes),
+            "documents": sum(outcome.documents for outcome in (*self.baselines.values(), *self.outcomes)),
+            **certificate,
+        }
+        self.record.write_json("limits.json", {"trials": search.trials, "budget": search.budget})
+        self.record.write_json("certificate.json", whole)
+        return whole
+
+
+def _once(name: str, job: Job) -> Life[tuple[str, Any]]:
+    return name, (yield job)
+
+
+def _differing(a: Scores, b: Scores) -> list[dict[str, Any]]:
+    """Documents on which the live candidate and the model read back from disk were scored differently."""
+    pairs = [(row, b.task(row.task)[row.doc]) for row in a.rows]
+    return [{"task": x.task, "doc": x.doc, "live": x.value, "disk": y.value} for x, y in pairs if x.value != y.value]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _filename(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

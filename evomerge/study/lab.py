@@ -1,0 +1,134 @@
+"""What a worker holds between jobs: the sources, one live model, a scorer; a recipe goes in, its scores come out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evomerge.candidate import live
+from evomerge.candidate.checkpoint import Checkpoint
+from evomerge.candidate.merge import card
+from evomerge.candidate.save import save
+from evomerge.candidate.stream import Candidate, Sources, materialize
+from evomerge.guards.kl import Reference, divergence, pad, reference
+from evomerge.healing.healer import Healer
+from evomerge.healing.texts import read_texts
+from evomerge.recipe import Recipe, locate
+from evomerge.scoring import Scorer, make_scorer
+from evomerge.scoring.suite import Splits, split
+from evomerge.study.executor import Job, Result
+from evomerge.study.experiment import Experiment
+
+
+@dataclass
+class Lab:
+    """Made once in each worker; `evaluate` does one job."""
+
+    experiment: Experiment
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        self.start: Recipe = self.experiment.space.build(self.experiment.space.start())
+        self.scorer = scorer_of(self.experiment)
+        if self.experiment.scoring.scorer == "hf":
+            self.scorer.load(from_disk(self.start.base.model))  # its live module is lent to healing and KL
+        self.sources = Sources(resident=True, device=getattr(self.scorer, "device", "cpu"))
+        self.healer = Healer(self.sources, getattr(self.scorer, "module", None))
+        self.loaded: str | None = None
+        self.seconds: dict[str, float] = {}
+
+    def evaluate(self, job: Job) -> Result:
+        """Merge, heal where the recipe says so, load and score: only what is not there yet."""
+        self.seconds = {}
+        candidate = self._candidate(job)
+        if job.save and job.recipe:
+            save(candidate, job.save, copy_from=self.sources.checkpoint(self.start.base.model).path, card=card(job.recipe))
+        self._load(candidate)
+        with self._timed("score"):
+            scores = self.scorer.score(job.documents)
+        kl = self._divergence(candidate) if job.kl else None
+        return Result(scores, kl, self.seconds)
+
+    def _candidate(self, job: Job) -> Candidate:
+        if job.recipe is None:
+            assert job.model is not None
+            return from_disk(job.model)
+        if job.recipe.heal is None:
+            return materialize(job.recipe, self.sources)
+        with self._timed("heal"):
+            before = self.healer.trained
+            candidate = self.healer(job.recipe)
+        if self.healer.trained != before:
+            self.loaded = None  # healing borrowed the live model
+        return candidate
+
+    def _load(self, candidate: Candidate) -> None:
+        if candidate.key != self.loaded:
+            self.loaded = None
+            with self._timed("load"):
+                self.scorer.load(candidate)
+            self.loaded = candidate.key
+
+    # --- KL to the base
+
+    def _divergence(self, candidate: Candidate) -> float:
+        """Mean KL(base ‖ candidate) in nats over the guard's prompts."""
+        base = self._reference
+        with self._timed("kl"):
+            module = self.healer.module(self.start)
+            if module is not getattr(self.scorer, "module", None):
+                live.load(candidate, module)
+            return divergence(module, base).mean
+
+    @cached_property
+    def _reference(self) -> Reference:
+        prompts = self.experiment.guard.kl_prompts
+        assert prompts is not None
+        tokenizer = self.healer.tokenizer(self.start)
+        tokens = [tokenizer.encode(text) for text in read_texts(locate(prompts))]
+        return reference(self.healer.parent(self.start.base.model), pad(tokens))
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begun
+
+
+def scorer_of(experiment: Experiment) -> Scorer:
+    """The experiment's scorer, no model in it yet; it knows its documents all the same."""
+    base = Checkpoint.open(experiment.space.build(experiment.space.start()).base.model)
+    return make_scorer(experiment.scoring, experiment.suite, experiment.guard, model=base.path, root=experiment.root)
+
+
+def split_documents(experiment: Experiment) -> Splits:
+    """The three splits of the experiment's documents. Raises SuiteError where they do not suffice."""
+    scorer = scorer_of(experiment)
+    try:
+        return split(experiment.suite, experiment.guard, scorer.catalogue())
+    finally:
+        scorer.close()
+
+
+def from_disk(model: str | Path) -> Candidate:
+    """A model directory as a candidate, its tensors read as the stream runs."""
+    checkpoint = Checkpoint.open(str(model))
+    return Candidate(checkpoint.config, _Read(checkpoint), checkpoint.fingerprint, checkpoint.tensors)
+
+
+@dataclass(frozen=True)
+class _Read:
+    checkpoint: Checkpoint
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for name in self.checkpoint.tensors:
+            yield name, self.checkpoint.read(name)

@@ -1,0 +1,124 @@
+"""Optuna's own samplers, made anew for every trial: a seeded one that lives on repeats itself after a resume."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, cast
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from .seeded import Seeded, Space, seed_for
+
+
+class Borrowed(Seeded):
+    """Any sampler of Optuna's kind that takes a `seed`; further options go to its constructor."""
+
+    make: Callable[..., BaseSampler]
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        space: Mapping[str, BaseDistribution] | None = None,
+        start: Mapping[str, Any] | None = None,
+        make: Callable[..., BaseSampler] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(seed=seed, space=space, start=start)
+        self._make = make or type(self).make
+        self._options = options
+        self._fresh(0)  # a wrong option is refused here and not in the first trial
+
+    def _fresh(self, *place: int | str) -> BaseSampler:
+        seeded = {"seed": seed_for(self.seed, *place)} if "seed" in inspect.signature(self._make).parameters else {}
+        return self._make(**seeded, **self._options)
+
+    def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
+        return self._fresh(self.draw(study, trial)).sample_relative(self._view(study, space), trial, space)
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        if param_name in self.start and self._begins(study, trial, [param_name]):
+            return self.start[param_name]
+        sampler = self._fresh(self.draw(study, trial), param_name)
+        return sampler.sample_independent(self._view(study, [param_name]), trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        super().before_trial(study, trial)
+        self._fresh(trial.number).before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._fresh(trial.number).after_trial(study, trial, state, values)
+
+    def _view(self, study: Study, names: Collection[str]) -> Study:
+        return cast(Study, View(study, names))
+
+
+class View:
+    """A study seen without the finished trials that lack some of the parameters, such as baselines outside the space."""
+
+    def __init__(self, study: Study, names: Collection[str]) -> None:
+        self._study, self._names = study, set(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        trials = self._study._get_trials(*args, **kwargs)
+        return [trial for trial in trials if not trial.state.is_finished() or self._names <= trial.params.keys()]
+
+
+class AlignedView(View):
+    """As above, and every trial with the same constraints in the same order: without that Optuna's GP raises ValueError."""
+
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        trials = super()._get_trials(*args, **kwargs)
+        names = {name for trial in trials if trial.state.is_finished() for name in trial.constraints}
+        complete = [trial for trial in trials if not trial.state.is_finished() or trial.constraints.keys() == names]
+        return [_ordered(trial) for trial in complete] if len(names) > 1 else complete
+
+
+def _ordered(trial: FrozenTrial) -> FrozenTrial:
+    trial = copy.copy(trial)
+    trial.system_attrs = dict(sorted(trial.system_attrs.items()))
+    return trial
+
+
+class Tpe(Borrowed):
+    """Tree-structured Parzen estimators (Bergstra et al., 2011), multivariate; takes constraints and several objectives."""
+
+    make = TPESampler
+
+
+class Gp(Borrowed):
+    """A Gaussian process with expected improvement; a second or two a trial, and often worth it below 100 trials."""
+
+    make = GPSampler
+
+    def _view(self, study: Study, names: Collection[str]) -> Study:
+        return cast(Study, AlignedView(study, names))
+
+
+class SteadyNsga2(NSGAIISampler):
+    """NSGA-II whose parents come in the order of their numbers.
+
+    Optuna hands out a generation's parents in order of rank when it first selects them and in order of number when it finds them
+    in the study's attributes: a resumed study would select anew and cross other parents.
+    """
+
+    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
+        known = study._storage.get_study_system_attrs(study._study_id)
+        for earlier in range(1, generation):  # from the first on, so that a resumed study does not recurse through all of them
+            if f"{self._get_parent_cache_key_prefix()}{earlier}" not in known:
+                super().get_parent_population(study, earlier)
+        return sorted(super().get_parent_population(study, generation), key=lambda parent: parent.number)
+
+
+class Nsga2(Borrowed):
+    """NSGA-II (Deb et al., 2002): the Pareto front of several objectives, under constraints."""
+
+    make = SteadyNsga2

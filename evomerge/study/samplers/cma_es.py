@@ -1,0 +1,128 @@
+"""CMA-ES on the `cmaes` package: constraints, steps and choices, results in the order of their arrival, exact resumption.
+
+Optuna's own CmaEsSampler ignores constraints and starts again from nothing when trials are copied without their attributes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from .cube import Cube, Vector
+from .evolution import Asked, Evolution, Settings, Told
+from .seeded import Seeded, Space, seed_for
+
+ASKED = "cmaes:asked"  # on a trial: the run that asked for it, and its steps and choices before rounding
+ARRIVAL = "cmaes:arrival"  # on a trial: how many had finished before it; with several workers not the order of numbers
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass
+class Replay:
+    """An evolution, and whom it has been told about: the numbers of the study's trials in the order of their arrival."""
+
+    study: str
+    cube: Cube
+    evolution: Evolution
+    seen: list[int] = field(default_factory=list)
+
+    def is_behind(self, study: str, cube: Cube, arrived: list[int]) -> bool:
+        return self.study == study and self.cube.space == cube.space and self.seen == arrived[: len(self.seen)]
+
+
+class CmaEs(Seeded):
+    """Covariance matrix adaptation in the unit cube (Hansen, 2016).
+
+        study = optuna.create_study(sampler=CmaEs(seed=1))
+
+    Infeasible trials rank behind all feasible ones, by the sum of their violations. Failed trials are skipped.
+    A distribution that has collapsed begins again somewhere else.
+
+    Args:
+        seed, space, start: as for every sampler. Without a start it is the middle, for choices always.
+        sigma: the first standard deviation, in widths of the ranges.
+        population: how many results move the distribution; 4 + 3 ln n by default.
+        lr_adapt: smaller steps where the noise is large; for budgets of thousands of trials.
+        collapsed: a largest standard deviation below this ends a run.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        space: Mapping[str, BaseDistribution] | None = None,
+        start: Mapping[str, Any] | None = None,
+        sigma: float = 1 / 6,
+        population: int | None = None,
+        lr_adapt: bool = False,
+        collapsed: float = 1e-4,
+    ) -> None:
+        super().__init__(seed=seed, space=space, start=start)
+        self.sigma, self.population, self.lr_adapt, self.collapsed = sigma, population, lr_adapt, collapsed
+        self._replays: list[Replay] = []  # a stack: pop and append are atomic, so threads take different ones
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
+        if len(study.directions) > 1:
+            raise ValueError("CMA-ES takes one objective; for several use NSGA-II (`nsga2`) or TPE (`tpe`)")
+        return super().infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
+        return self.propose(study, trial, search_space) if search_space else {}
+
+    def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
+        replay = self._caught_up(study, Cube(space))
+        asked = replay.evolution.ask(seed_for(self.seed, self.draw(study, trial)))
+        stamp: dict[str, Any] = {"run": replay.evolution.restarts, "raw": _unrounded(replay.cube, asked)}
+        study._storage.set_trial_system_attr(trial._trial_id, ASKED, stamp)
+        self._replays.append(replay)
+        return replay.cube.params(asked.point)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        arrival = len(study.get_trials(deepcopy=False, states=FINISHED))
+        study._storage.set_trial_system_attr(trial._trial_id, ARRIVAL, arrival)
+
+    def _caught_up(self, study: Study, cube: Cube) -> Replay:
+        """The distribution after all results so far: the kept one if it only lacks the latest, else one told from the first."""
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        arrived = sorted(complete, key=lambda trial: (trial.system_attrs.get(ARRIVAL, trial.number), trial.number))
+        numbers = [trial.number for trial in arrived]
+        replay = self._replays.pop() if self._replays else None
+        if replay is None or not replay.is_behind(study.study_name, cube, numbers):
+            replay = Replay(study.study_name, cube, Evolution(self._settings(cube)))
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        for trial in arrived[len(replay.seen) :]:
+            replay.seen.append(trial.number)
+            if cube.space.keys() <= trial.params.keys():
+                replay.evolution.tell(_told(trial, cube, sign))
+        return replay
+
+    def _settings(self, cube: Cube) -> Settings:
+        near = {k: v for k, v in self.start.items() if not isinstance(cube.space.get(k), CategoricalDistribution)}
+        population = self.population or 4 + math.floor(3 * math.log(len(cube)))
+        mean, cells = tuple(cube.point(near).tolist()), tuple(cube.cells.tolist())
+        return Settings(mean, cells, self.seed, self.sigma, population, self.lr_adapt, self.collapsed)
+
+
+def _unrounded(cube: Cube, asked: Asked) -> dict[str, float]:
+    return {name: float(x) for name, x, cells in zip(cube.space, asked.raw, cube.cells, strict=True) if cells}
+
+
+def _told(trial: FrozenTrial, cube: Cube, sign: float) -> Told:
+    assert trial.value is not None
+    stamp = trial.system_attrs.get(ASKED, {})
+    violation = sum(max(value, 0.0) for value in trial.constraints.values())
+    run = None if "fixed_params" in trial.system_attrs else stamp.get("run")  # enqueued: others chose the point
+    raw = {} if run is None else stamp["raw"]
+    return Told(_point(trial, cube, raw), sign * trial.value, violation, run)
+
+
+def _point(trial: FrozenTrial, cube: Cube, raw: Mapping[str, float]) -> Vector:
+    rounded = cube.point(trial.params)
+    return np.array([raw.get(name, x) for name, x in zip(cube.space, rounded, strict=True)])

@@ -1,0 +1,93 @@
+"""The search space as a unit cube: log ranges in log space, choices and steps as cells of equal width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+Vector = NDArray[np.float64]
+
+
+class Cube:
+    """The two ways between named parameters and a point of [0, 1]^n."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+        self.space = dict(space)
+
+    def __len__(self) -> int:
+        return len(self.space)
+
+    @cached_property
+    def cells(self) -> NDArray[np.int64]:
+        """How many values each axis has; 0 for a continuum."""
+        return np.array([_cells(distribution) for distribution in self.space.values()], dtype=np.int64)
+
+    def point(self, params: Mapping[str, Any]) -> Vector:
+        """Where these parameters lie; a step or a choice at the centre of its cell, a name that is missing in the middle."""
+        middle = np.full(len(self), 0.5)
+        for i, (name, distribution) in enumerate(self.space.items()):
+            if name in params:
+                middle[i] = _position(distribution, params[name])
+        return np.clip(middle, 0.0, 1.0)
+
+    def params(self, point: Vector) -> dict[str, Any]:
+        return {name: _value(d, float(x)) for (name, d), x in zip(self.space.items(), point, strict=True)}
+
+
+def _cells(distribution: BaseDistribution) -> int:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if distribution.log or distribution.step is None:  # an integer on a log scale has cells of unequal width: round it
+        return 0
+    return round((distribution.high - distribution.low) / distribution.step) + 1
+
+
+def _position(distribution: BaseDistribution, value: Any) -> float:
+    if cells := _cells(distribution):
+        return (_index(distribution, value) + 0.5) / cells
+    low, high = _ends(distribution)
+    return ((math.log(value) if _is_log(distribution) else value) - low) / (high - low)
+
+
+def _value(distribution: BaseDistribution, x: float) -> Any:
+    if cells := _cells(distribution):
+        index = min(max(math.floor(x * cells), 0), cells - 1)
+        if isinstance(distribution, CategoricalDistribution):
+            return distribution.choices[index]
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        return min(distribution.low + index * (distribution.step or 1), distribution.high)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if x >= 1:
+        return distribution.high  # exactly: exp(log(8)) is not 8
+    low, high = _ends(distribution)
+    value = low + x * (high - low)
+    value = math.exp(value) if distribution.log else value
+    value = round(value) if isinstance(distribution, IntDistribution) else value
+    return min(max(value, distribution.low), distribution.high)
+
+
+def _index(distribution: BaseDistribution, value: Any) -> int:
+    if isinstance(distribution, CategoricalDistribution):
+        return int(distribution.to_internal_repr(value))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    index: int = round((value - distribution.low) / (distribution.step or 1))
+    return index
+
+
+def _ends(distribution: BaseDistribution) -> tuple[float, float]:
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = float(distribution.low), float(distribution.high)
+    if isinstance(distribution, IntDistribution):
+        low, high = low - 0.5, high + 0.5  # the end values get cells as wide as their neighbours'
+    return (math.log(low), math.log(high)) if distribution.log else (low, high)
+
+
+def _is_log(distribution: BaseDistribution) -> bool:
+    return isinstance(distribution, FloatDistribution | IntDistribution) and distribution.log

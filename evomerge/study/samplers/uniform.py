@@ -1,0 +1,32 @@
+"""Samplers that look at no result: independent points, and points of a Sobol sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from .cube import Cube
+from .seeded import Seeded, Space, seed_for
+
+
+class Random(Seeded):
+    """Uniform in the unit cube: what every other sampler has to beat."""
+
+    def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
+        rng = np.random.default_rng(seed_for(self.seed, self.draw(study, trial)))
+        return Cube(space).params(rng.random(len(space)))
+
+
+class Qmc(Seeded):
+    """Trial number n is point n of a scrambled Sobol sequence (Owen, 1998): uniform, without the clumps."""
+
+    def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
+        from scipy.stats.qmc import Sobol
+
+        sequence = Sobol(len(space), scramble=True, rng=np.random.default_rng(seed_for(self.seed)))
+        if number := self.draw(study, trial):
+            sequence.fast_forward(number)
+        return Cube(space).params(sequence.random(1)[0])

@@ -1,0 +1,323 @@
+"""The loop: parents, baselines, trials, and at the end one certified model; every step on disk before the next begins."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.candidate.checkpoint import Checkpoint, refuse_nan
+from evomerge.candidate.plan import plan
+from evomerge.errors import EvomergeError, StudyError
+from evomerge.guards.regression import require_documents
+from evomerge.recipe import Recipe
+from evomerge.scoring.scores import Scores
+from evomerge.scoring.suite import Splits
+from evomerge.study.baselines import baselines, parents
+from evomerge.study.certify import certify
+from evomerge.study.executor import Clock, Executor, Job, Life, make_executor
+from evomerge.study.experiment import Experiment
+from evomerge.study.lab import Lab, split_documents
+from evomerge.study.race import Arrival, Decision, Race
+from evomerge.study.record import Journal, Record, held
+from evomerge.study.trial import Arena, Outcome, live
+from evomerge.study.watch import Nobody, Watcher
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial
+
+FAILURES_IN_A_ROW = 20  # after so many the fault is not the candidates'
+MARGIN = 1.3  # of the time that the ending is expected to take
+
+
+def search(
+    path: str | Path,
+    out: str | Path,
+    *,
+    trials: int | None = None,
+    budget: float | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    watch: Watcher | None = None,
+) -> int:
+    """Run, or go on with, the experiment in a file, into a folder of its own; returns the ending (0, 3, 4 or 5).
+
+    Raises EvomergeError on bad input, before anything is written. A finished study is not run again.
+    """
+    experiment = with_limits(Experiment.read(path), trials, budget)
+    directory = Path(out)
+    splits, fingerprints = prepare(experiment)
+    identity = {**experiment.identity(), "documents": splits.hash, **fingerprints}
+    with held(Record.open(directory, identity, resume=resume)) as record:
+        if (done := record.read_json("certificate.json")) and not _asks_for_more(experiment, record):
+            return int(done["ending"])
+        return Loop(experiment, record, splits, workers or default_workers(), watch or Nobody()).run()
+
+
+def with_limits(experiment: Experiment, trials: int | None, budget: float | None) -> Experiment:
+    """The command line's word over the file's on how long to search."""
+    search = experiment.search
+    return replace(experiment, search=replace(search, trials=trials or search.trials, budget=budget or search.budget))
+
+
+def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
+    """Check everything that can be checked before a model runs; the splits, and a fingerprint of every model."""
+    recipe = experiment.space.build(experiment.space.start())
+    base = Checkpoint.open(recipe.base.model)
+    sources = {name: Checkpoint.open(source.model) for name, source in recipe.sources.items()}
+    for corner in experiment.space.corners():
+        plan(experiment.space.build(corner), base, sources)
+    splits = split_documents(experiment)
+    for task, tolerance in experiment.guard.tasks.items():
+        require_documents(task, len(splits.sealed[task]), tolerance, discordance=experiment.guard.discordance)
+    for checkpoint in (base, *sources.values()):
+        refuse_nan(checkpoint)
+    prints = {"source base": base.fingerprint, **{f"source {name}": source.fingerprint for name, source in sources.items()}}
+    return splits, prints
+
+
+def default_workers() -> int:
+    """One per GPU; without one, one per core, which may be fewer than the machine has."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def _asks_for_more(experiment: Experiment, record: Record) -> bool:
+    limits = record.read_json("limits.json") or {}
+    return limits != {"trials": experiment.search.trials, "budget": experiment.search.budget}
+
+
+@dataclass
+class Loop:
+    """A running study."""
+
+    experiment: Experiment
+    record: Record
+    splits: Splits
+    workers: int
+    watch: Watcher
+    outcomes: list[Outcome] = field(default_factory=list)  # of trials, in the order in which they ended
+    baselines: dict[str, Outcome] = field(default_factory=dict)
+
+    def run(self) -> int:
+        self._write_header()
+        spent = self.record.read_json("clock.json") or {"seconds": 0.0, "loop": 0.0}
+        self.clock, self.own_time = Clock(spent["seconds"]), float(spent["loop"])
+        self.arena = Arena(self.experiment, self.splits, Race(len(self.splits.rungs), self.experiment.search.eta))
+        self.executor: Executor = make_executor(
+            partial(Lab, self.experiment, threads=1 if self.workers > 1 else None), self.workers
+        )
+        try:
+            self._score_parents()
+            self._score_baselines()
+            self._search()
+            self._write_clock()
+            certificate = certify(
+                self.experiment,
+                self.record,
+                self.splits,
+                self.executor,
+                self.arena.parents,
+                self.baselines,
+                self.outcomes,
+                self.watch,
+            )
+            self._write_clock()
+        finally:
+            self.executor.close()
+        return int(certificate["ending"])
+
+    def _write_header(self) -> None:
+        self.record.write("experiment.yaml", self.experiment.to_yaml())
+        self.record.write_json("splits.json", {**self.splits.to_data(), "hash": self.splits.hash})
+
+    def _write_clock(self) -> None:
+        """Seconds of the study by the wall, and how many of them the loop itself took: asking, telling, recording."""
+        self.record.write_json("clock.json", {"seconds": round(self.clock.elapsed(), 3), "loop": round(self.own_time, 3)})
+
+    @contextmanager
+    def _own_time(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.own_time += time.perf_counter() - begun
+
+    # --- parents: on every search document, so that a candidate's subset can be compared with the whole
+
+    def _score_parents(self) -> None:
+        recipes = parents(self.experiment.space)
+        self.watch.phase("parents", len(recipes))
+        known = {name: scores for name in recipes if (scores := self.record.read_scores(f"baseline/{name}"))}
+        lives = (self._parent(name, recipe) for name, recipe in recipes.items() if name not in known)
+        for name, scores, error in self.executor.run(lives):
+            if error:
+                raise StudyError(f"{name}: the parent cannot be scored: {error}")
+            self.record.write_scored(f"baseline/{name}", recipes[name], scores, {"state": "parent"})
+            known[name] = scores
+        self.arena.parents = {name: known[name] for name in recipes}
+        for name in recipes:
+            self.watch.scored(self._enter(name, recipes[name]), None)
+
+    def _parent(self, name: str, recipe: Recipe) -> Life[tuple[str, Scores, str | None]]:
+        result = yield Job(recipe, self.splits.rung(len(self.splits.rungs) - 1))
+        return name, result.scores, result.error
+
+    def _enter(self, name: str, recipe: Recipe) -> Outcome:
+        """A parent takes its place at every rung of the race."""
+        outcome = Outcome(name, recipe, rung=len(self.splits.rungs) - 1, scores=self.arena.parents[name])
+        for rung in range(len(self.splits.rungs)):
+            estimate = self.arena.estimate(outcome.scores.select(self.splits.rung(rung)))
+            self.arena.race.arrive(Arrival(name, rung, estimate.value, baseline=True))
+            outcome = replace(outcome, estimate=estimate)
+        return outcome
+
+    # --- baselines: candidates like any other, from recipes that somebody would try by hand
+
+    def _score_baselines(self) -> None:
+        recipes = baselines(self.experiment.space) if self.experiment.search.baselines else {}
+        self.watch.phase("baselines", len(recipes))
+        new = {}
+        for name, recipe in recipes.items():
+            if stored := self._stored(f"baseline/{name}", name, recipe):
+                self._count_baseline(stored)
+            else:
+                new[name] = recipe
+        for outcome in self.executor.run(live(name, recipe, self.arena) for name, recipe in new.items()):
+            self.record.write_scored(f"baseline/{outcome.name}", outcome.recipe, outcome.scores, outcome.to_data())
+            self._count_baseline(outcome)
+
+    def _count_baseline(self, outcome: Outcome) -> None:
+        self.baselines[outcome.name] = outcome
+        self.watch.scored(outcome, self._best())
+
+    # --- trials
+
+    def _search(self) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.journal: Journal = self.record.journal([optuna.study.StudyDirection.MAXIMIZE])
+        self.study: Study = optuna.create_study(direction="maximize", sampler=self._sampler())
+        self.distributions = self.experiment.space.distributions()
+        self.watch.phase("trials", self.experiment.search.trials)
+        self._replay()
+        for trial, outcome in self.executor.run(self._proposals()):
+            with self._own_time():
+                self._tell(trial, outcome)
+            self._refuse_endless_failure()
+
+    def _sampler(self) -> Any:
+        from evomerge.study.samplers import make_sampler
+
+        search, space = self.experiment.search, self.experiment.space
+        return make_sampler(
+            search.sampler, seed=search.seed, space=space.distributions(), start=space.start(), **search.sampler_options
+        )
+
+    def _replay(self) -> None:
+        """Everything the journal holds, told again in its order: the sampler and the race stand where they stood."""
+        for trial in self.journal.trials():
+            self.study.add_trial(trial)
+            outcome = self._read_trial(trial)
+            self.outcomes.append(outcome)
+            self.watch.scored(outcome, self._best())
+
+    def _read_trial(self, trial: FrozenTrial) -> Outcome:
+        folder, recipe = trial.user_attrs["folder"], self._built(trial.params)
+        outcome = self._stored(f"trials/{folder}", folder, recipe)
+        if outcome is None:
+            raise StudyError(
+                f"{self.record.directory / 'trials' / folder}: is in the journal and not on disk; restore it, or begin anew"
+            )
+        return outcome
+
+    def _built(self, params: Mapping[str, Any]) -> Recipe:
+        """The recipe of these parameters, or of the start where they make none."""
+        try:
+            return self.experiment.space.build(params)
+        except EvomergeError:
+            return self.experiment.space.build(self.experiment.space.start())
+
+    def _proposals(self) -> Iterator[Life[tuple[Trial, Outcome]]]:
+        proposed = len(self.outcomes)
+        while proposed < self.experiment.search.trials and self._time_left():
+            proposed += 1
+            with self._own_time():
+                trial = self.study.ask(self.distributions)
+            yield self._trial(trial)
+
+    def _trial(self, trial: Trial) -> Life[tuple[Trial, Outcome]]:
+        try:
+            recipe = self.experiment.space.build(trial.params)
+        except EvomergeError as error:
+            return trial, Outcome(f"{trial.number:04d}-invalid", self._built(trial.params), "failed", reason=str(error))
+        name = f"{trial.number:04d}-{recipe.key()[:8]}"
+        seen = next((o for o in self.outcomes if o.name[5:] == name[5:] and o.state != "failed"), None)
+        if seen is not None:
+            return trial, replace(seen, name=name, arrivals=(), seconds={}, reason=f"same recipe as {seen.name}")
+        return trial, (yield from live(name, recipe, self.arena))
+
+    def _tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Folder first, then the sampler, then the line in the journal that makes the trial count."""
+        from optuna.trial import TrialState
+
+        self.record.write_scored(f"trials/{outcome.name}", outcome.recipe, outcome.scores, outcome.to_data())
+        trial.set_user_attr("folder", outcome.name)
+        trial.set_user_attr("state", outcome.state)
+        for name, value in outcome.constraints.items():
+            trial.set_constraint(name, value)
+        if outcome.state == "failed":
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            self.study.tell(trial, outcome.told)
+        self.journal.append(self.study.get_trials(deepcopy=False)[trial.number])
+        self._write_clock()
+        self.outcomes.append(outcome)
+        self.watch.scored(outcome, self._best())
+
+    def _refuse_endless_failure(self) -> None:
+        last = self.outcomes[-FAILURES_IN_A_ROW:]
+        if len(last) == FAILURES_IN_A_ROW and all(outcome.state == "failed" for outcome in last):
+            raise StudyError(f"{self.record.directory}: {len(last)} trials in a row failed, the last with: {last[-1].reason}")
+
+    def _stored(self, folder: str, name: str, recipe: Recipe) -> Outcome | None:
+        """An outcome as it was written, and its arrivals noted in the race."""
+        notes = self.record.read_json(f"{folder}/verdict.json")
+        scores = self.record.read_scores(folder)
+        if notes is None or scores is None:
+            return None
+        arrivals = tuple((Arrival(**arrival), Decision(**decision)) for arrival, decision in notes["arrivals"])
+        for arrival, decision in arrivals:
+            self.arena.race.restore(arrival, decision)
+        if not notes["healed"]:
+            recipe = replace(recipe, heal=None)
+        kept = {key: notes[key] for key in ("state", "rung", "told", "constraints", "kl", "seconds", "reason")}
+        estimate = self.arena.estimate(scores) if len(scores) else None
+        return Outcome(name, recipe, scores=scores, estimate=estimate, arrivals=arrivals, **kept)
+
+    def _best(self) -> float | None:
+        values = [o.estimate.value for o in self.outcomes if o.feasible and o.state == "survived" and o.estimate]
+        return max(values, default=None)
+
+    def _time_left(self) -> bool:
+        budget = self.experiment.search.budget
+        return budget is None or self.clock.elapsed() + self._ending_takes() < budget
+
+    def _ending_takes(self) -> float:
+        """Seconds that selecting and certifying will take, from what scoring has cost so far."""
+        scored = [*self.baselines.values(), *self.outcomes]
+        seconds = sum(outcome.seconds.get("score", 0.0) for outcome in scored)
+        documents = sum(outcome.documents for outcome in scored if outcome.seconds)
+        return MARGIN * (seconds / max(documents, 1)) * self._documents_at_the_end() / self.workers
+
+    def _documents_at_the_end(self) -> int:
+        select = sum(map(len, self.splits.select.values()))
+        sealed = sum(map(len, self.splits.sealed.values()))
+        parents, finalists = len(self.arena.parents), self.experiment.search.finalists
+        return select * (parents + len(self.baselines) + finalists + 1) + sealed * (parents + 3)

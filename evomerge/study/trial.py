@@ -1,0 +1,181 @@
+"""One recipe's life: it climbs the rungs, only new documents are scored at each, and the race says whether it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from evomerge.guards.regression import clearly_violated, constraint
+from evomerge.recipe import Recipe
+from evomerge.scoring.scores import Scores
+from evomerge.scoring.suite import Splits
+from evomerge.study.estimate import Estimate, estimate
+from evomerge.study.executor import Job, Life, Result
+from evomerge.study.experiment import Experiment
+from evomerge.study.race import Arrival, Decision, Race
+
+State = Literal["survived", "stopped", "failed"]
+
+
+class Failure(Exception):
+    """A job of this trial failed; the message is the reason."""
+
+
+@dataclass
+class Arena:
+    """What candidates meet: the parents' scores on every search document, and everyone who has raced so far."""
+
+    experiment: Experiment
+    splits: Splits
+    race: Race
+    parents: dict[str, Scores] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Scores:
+        return self.parents["base"]
+
+    @property
+    def references(self) -> dict[str, float]:
+        """The best parent's mean of each target: what `aggregate: relative` is relative to."""
+        tasks = self.experiment.suite.tasks
+        return {task: max(scores.mean(task) for scores in self.parents.values()) for task in tasks}
+
+    def estimate(self, scores: Scores) -> Estimate:
+        """What the candidate would score on the whole search split, from the documents it was scored on."""
+        suite = self.experiment.suite
+        return estimate(
+            {task: scores.values(task) for task in suite.tasks},
+            {task: self.base.values(task) for task in suite.tasks},
+            kind=suite.aggregate,
+            weights=suite.tasks,
+            references=self.references if suite.aggregate == "relative" else None,
+        )
+
+    def constraints(self, scores: Scores, kl: float | None) -> dict[str, float]:
+        """One number a guard, 0 or less where it is kept: loss over tolerance, KL over its bound."""
+        guard = self.experiment.guard
+        over = {
+            task: constraint(self.base.values(task), scores.values(task), tolerance) for task, tolerance in guard.tasks.items()
+        }
+        return over if guard.kl is None or kl is None else {**over, "kl": kl - guard.kl}
+
+    def violated(self, scores: Scores, kl: float | None) -> bool:
+        """Whether a guard is broken beyond doubt: no more documents are spent on such a candidate."""
+        guard = self.experiment.guard
+        broken = any(
+            clearly_violated(self.base.values(task), scores.values(task), tolerance) for task, tolerance in guard.tasks.items()
+        )
+        return broken or (guard.kl is not None and kl is not None and kl > guard.kl)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a life ended, and what it is worth."""
+
+    name: str
+    recipe: Recipe
+    state: State = "survived"
+    rung: int = -1  # the highest rung whose documents were scored
+    scores: Scores = field(default_factory=Scores)
+    estimate: Estimate | None = None
+    told: float | None = None  # what the sampler hears
+    constraints: Mapping[str, float] = field(default_factory=dict, hash=False)
+    kl: float | None = None
+    unhealed: Scores | None = None
+    arrivals: tuple[tuple[Arrival, Decision], ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    reason: str = ""
+
+    @property
+    def feasible(self) -> bool:
+        return all(value <= 0 for value in self.constraints.values())
+
+    @property
+    def documents(self) -> int:
+        """Documents that were scored for it, its unhealed form's included."""
+        return len(self.scores) + len(self.unhealed or ())
+
+    def to_data(self) -> dict[str, Any]:
+        """What `verdict.json` and the journal keep; scores and recipe have files of their own."""
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "rung": self.rung,
+            "estimate": self.estimate.to_dict() if self.estimate else None,
+            "told": self.told,
+            "constraints": dict(self.constraints),
+            "kl": self.kl,
+            "documents": self.documents,
+            "healed": self.recipe.heal is not None,
+            "arrivals": [[vars(arrival), vars(decision)] for arrival, decision in self.arrivals],
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+        }
+
+
+def live(name: str, recipe: Recipe, arena: Arena) -> Life[Outcome]:
+    """The whole life of a recipe. Healing is paid for only where the unhealed form survives its rung; then it begins anew."""
+    try:
+        if recipe.heal is None:
+            return (yield from climb(name, recipe, arena))
+        plain = yield from climb(name, replace(recipe, heal=None), arena, last=arena.experiment.search.heal_after)
+        if plain.state == "stopped":
+            return plain
+        healed = yield from climb(f"{name} healed", recipe, arena)
+        return replace(
+            healed,
+            name=name,
+            unhealed=plain.scores,
+            arrivals=plain.arrivals + healed.arrivals,
+            seconds=_sum(plain.seconds, healed.seconds),
+        )
+    except Failure as failure:
+        return Outcome(name, recipe, "failed", reason=str(failure))
+
+
+def climb(name: str, recipe: Recipe, arena: Arena, *, last: int | None = None) -> Life[Outcome]:
+    """Rung by rung until the race or the top ends it."""
+    top = len(arena.splits.rungs) - 1
+    outcome = Outcome(name, recipe)
+    for rung in range((top if last is None else last) + 1):
+        job = Job(recipe, _new(arena.splits.rung(rung), outcome.scores), kl=_wants_kl(arena, outcome))
+        outcome = _scored(outcome, (yield job), rung, arena)
+        if outcome.arrivals[-1][1].reason in ("behind", "guard"):
+            return replace(outcome, state="stopped", reason=outcome.arrivals[-1][1].reason)
+    return outcome
+
+
+def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena) -> Outcome:
+    """The outcome with a rung's scores in it, entered in the race."""
+    if result.error is not None:
+        raise Failure(result.error)
+    scores = outcome.scores + result.scores
+    kl = outcome.kl if result.kl is None else result.kl
+    estimate = arena.estimate(scores)
+    arrival = Arrival(outcome.name, rung, estimate.value, violated=arena.violated(scores, kl))
+    decision = arena.race.arrive(arrival)
+    return replace(
+        outcome,
+        rung=rung,
+        scores=scores,
+        kl=kl,
+        estimate=estimate,
+        told=estimate.value if decision.told is None else decision.told,
+        constraints=arena.constraints(scores, kl),
+        arrivals=(*outcome.arrivals, (arrival, decision)),
+        seconds=_sum(outcome.seconds, result.seconds),
+    )
+
+
+def _new(documents: Mapping[str, Sequence[int]], scores: Scores) -> dict[str, list[int]]:
+    """The documents that have not been scored yet."""
+    new = {task: [doc for doc in ids if doc not in scores.task(task)] for task, ids in documents.items()}
+    return {task: ids for task, ids in new.items() if ids}
+
+
+def _wants_kl(arena: Arena, outcome: Outcome) -> bool:
+    return arena.experiment.guard.kl is not None and outcome.kl is None
+
+
+def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {key: a.get(key, 0.0) + b.get(key, 0.0) for key in {**a, **b}}
