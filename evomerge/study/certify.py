@@ -200,12 +200,14 @@ class _Ending:
         }
 
     def _write(self, certificate: Certificate) -> Certificate:
-        search = self.experiment.search
+        search, before = self.experiment.search, self.record.read_json("certificate.json") or {}
         whole = {
             "evomerge": __version__,
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "optuna", "lm-eval")},
             "aggregate": self.experiment.suite.aggregate,
             "splits": self.splits.hash,
+            # more than one where a study went on after its certificate: then the sealed documents were not unseen
+            "sealed_looks": before.get("sealed_looks", 0) + ("sealed" in certificate),
             "seed": search.seed,
             "sampler": search.sampler,
             "trials": len(self.outcomes),

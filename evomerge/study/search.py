@@ -69,6 +69,7 @@ def with_limits(experiment: Experiment, trials: int | None, budget: float | None
 def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
     """Check everything that can be checked before a model runs; the splits, and a fingerprint of every model."""
     recipe = experiment.space.build(experiment.space.start())
+    sampler_of(experiment)
     base = Checkpoint.open(recipe.base.model)
     sources = {name: Checkpoint.open(source.model) for name, source in recipe.sources.items()}
     for corner in experiment.space.corners():
@@ -80,6 +81,16 @@ def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
         refuse_nan(checkpoint)
     prints = {"source base": base.fingerprint, **{f"source {name}": source.fingerprint for name, source in sources.items()}}
     return splits, prints
+
+
+def sampler_of(experiment: Experiment) -> Any:
+    """The sampler that the experiment names. Raises RecipeError where there is none of that name, or it takes no such option."""
+    from evomerge.study.samplers import make_sampler
+
+    search, space = experiment.search, experiment.space
+    return make_sampler(
+        search.sampler, seed=search.seed, space=space.distributions(), start=space.start(), **search.sampler_options
+    )
 
 
 def default_workers() -> int:
@@ -188,7 +199,7 @@ class Loop:
                 self._count_baseline(stored)
             else:
                 new[name] = recipe
-        for outcome in self.executor.run(live(name, recipe, self.arena) for name, recipe in new.items()):
+        for outcome in self.executor.run(live(name, recipe, self.arena, earns_healing=False) for name, recipe in new.items()):
             self.record.write_scored(f"baseline/{outcome.name}", outcome.recipe, outcome.scores, outcome.to_data())
             self._count_baseline(outcome)
 
@@ -203,7 +214,7 @@ class Loop:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.journal: Journal = self.record.journal([optuna.study.StudyDirection.MAXIMIZE])
-        self.study: Study = optuna.create_study(direction="maximize", sampler=self._sampler())
+        self.study: Study = optuna.create_study(direction="maximize", sampler=sampler_of(self.experiment))
         self.distributions = self.experiment.space.distributions()
         self.watch.phase("trials", self.experiment.search.trials)
         self._replay()
@@ -211,14 +222,6 @@ class Loop:
             with self._own_time():
                 self._tell(trial, outcome)
             self._refuse_endless_failure()
-
-    def _sampler(self) -> Any:
-        from evomerge.study.samplers import make_sampler
-
-        search, space = self.experiment.search, self.experiment.space
-        return make_sampler(
-            search.sampler, seed=search.seed, space=space.distributions(), start=space.start(), **search.sampler_options
-        )
 
     def _replay(self) -> None:
         """Everything the journal holds, told again in its order: the sampler and the race stand where they stood."""

@@ -124,7 +124,7 @@ def decide_ending(comparisons: Mapping[str, Comparison], guards: Mapping[str, Ve
         f"against {name}: {c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}], Holm-adjusted p {adjusted[name]:.3f}; "
         f"about {_documents_to_decide(c)} sealed documents would decide"
         for name, c in comparisons.items()
-        if adjusted[name] >= ALPHA
+        if c.difference > 0 and adjusted[name] >= ALPHA
     ]
     unsure += [f"guard {task}: {' '.join(verdict.reasons)}" for task, verdict in guards.items() if verdict.outcome == "undecided"]
     better = [f"above {name} by {c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for name, c in comparisons.items()]

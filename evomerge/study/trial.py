@@ -113,10 +113,10 @@ class Outcome:
         }
 
 
-def live(name: str, recipe: Recipe, arena: Arena) -> Life[Outcome]:
+def live(name: str, recipe: Recipe, arena: Arena, *, earns_healing: bool = True) -> Life[Outcome]:
     """The whole life of a recipe. Healing is paid for only where the unhealed form survives its rung; then it begins anew."""
     try:
-        if recipe.heal is None:
+        if recipe.heal is None or not earns_healing:
             return (yield from climb(name, recipe, arena))
         plain = yield from climb(name, replace(recipe, heal=None), arena, last=arena.experiment.search.heal_after)
         if plain.state == "stopped":

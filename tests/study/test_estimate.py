@@ -113,10 +113,11 @@ def test_a_spread_that_luck_explains_shrinks_to_one_value():
 
 
 def test_the_less_certain_is_pulled_further():
-    s = shrink([0.4, 0.8, 0.6, 0.6], [0.05, 0.15, 0.05, 0.05])
+    s = shrink([0.2, 0.6], [0.1, 0.2])
 
-    assert s.kept[0] > s.kept[1]
-    assert abs(s.centre - 0.6) < 0.05
+    assert s.between == pytest.approx(0.08 - 0.025)
+    assert s.kept == pytest.approx([0.055 / 0.065, 0.055 / 0.095])
+    assert s.centre == pytest.approx((0.2 / 0.065 + 0.6 / 0.095) / (1 / 0.065 + 1 / 0.095))
 
 
 def test_without_error_or_without_company_nothing_is_pulled():

@@ -30,6 +30,10 @@ def test_ties_go_on():
     assert all(d.goes_on for d in run(Race(rungs=2, eta=4), [0.5] * 9))
 
 
+def test_at_eta_one_everybody_goes_on():
+    assert all(d.goes_on for d in run(Race(rungs=2, eta=1), [0.5, 0.1, 0.9, 0.3]))
+
+
 def test_baselines_go_on_whatever_they_score_and_are_beaten_or_not():
     race = Race(rungs=2, eta=2)
 
@@ -87,7 +91,7 @@ def test_trials_held_down_by_the_same_survivor_keep_their_order():
 
 
 def test_a_weak_baseline_holds_nobody_down():
-    race = Race(rungs=1 + 1, eta=2)
+    race = Race(rungs=2, eta=2)
     run(race, [0.0, 0.6], baseline=True)
     race.arrive(Arrival(0, 1, 0.0, baseline=True))
 
@@ -114,7 +118,7 @@ def test_a_trial_arrives_once_at_each_rung_and_not_after_it_was_told():
 
 
 def test_a_race_needs_rungs_and_something_to_divide_by():
-    for rungs, eta in ((0, 4), (3, 1), (3, float("nan"))):
+    for rungs, eta in ((0, 4), (3, 0.9), (3, float("nan"))):
         with pytest.raises(ValueError, match="a race needs"):
             Race(rungs, eta)
 
@@ -135,44 +139,38 @@ def play(race, script):
     return decisions
 
 
-@given(scripts, st.sampled_from([1.5, 2.0, 4.0]), st.integers(1, 4))
+@given(scripts, st.sampled_from([1.0, 2.0, 4.0]), st.integers(1, 4))
 def test_a_race_replayed_from_its_record_goes_on_as_the_one_never_killed(script, eta, rungs):
     race = Race(rungs, eta)
-    play(race, script)
+    decisions = play(race, script)
 
-    again = Race(rungs, eta, race.arrivals)
+    again, restored = Race(rungs, eta, race.arrivals), Race(rungs, eta)
+    for arrival, decision in zip(race.arrivals, decisions, strict=True):
+        restored.restore(arrival, decision)
 
     more = [(0.5, 0.0, False, False), (0.7, -0.1, True, False), (0.2, 0.1, False, True)]
     shifted = [Arrival(("new", i), 0, value) for i, (value, *_) in enumerate(more)]
-    assert [again.arrive(a) for a in shifted] == [race.arrive(a) for a in shifted]
-    assert [again.told_value(v / 10, r) for v in range(11) for r in range(rungs)] == [
-        race.told_value(v / 10, r) for v in range(11) for r in range(rungs)
-    ]
+    after = [race.arrive(a) for a in shifted]
+    assert [again.arrive(a) for a in shifted] == [restored.arrive(a) for a in shifted] == after
 
 
-@given(scripts, st.sampled_from([1.5, 2.0, 4.0]))
+@given(scripts, st.sampled_from([1.0, 2.0, 4.0]))
 def test_a_stopped_trial_is_told_less_than_every_survivor_told_before_it(script, eta):
     race, told, survivors = Race(3, eta), {}, {0: set(), 1: set(), 2: set()}
+    decisions = play(race, script)
 
-    for (trial, arrival), decision in zip(
-        [(a.trial, a) for a in _arrivals(race, script)], play(Race(3, eta), script), strict=True
-    ):
+    for arrival, decision in zip(race.arrivals, decisions, strict=True):
         if decision.reason in ("behind", "guard"):
             before = [told[t] for t in survivors[arrival.rung] if t in told]
             assert decision.told <= arrival.value
             assert all(decision.told < other for other in before)
         elif decision.reason == "ahead":
-            survivors[arrival.rung].add(trial)
+            survivors[arrival.rung].add(arrival.trial)
         if decision.told is not None:
-            told[trial] = decision.told
+            told[arrival.trial] = decision.told
 
 
-def _arrivals(race, script):
-    play(race, script)
-    return race.arrivals
-
-
-def simulate(seed, eta, trials=200, rungs=(64, 256, 1024)):
+def simulate(seed, eta, trials=150, rungs=(64, 256, 1024)):
     """Documents spent, and how far the winner's true rate is below the best."""
     rng = np.random.default_rng(seed)
     truth = np.clip(0.5 + 0.05 * rng.standard_normal(trials), 0, 1)
@@ -191,7 +189,7 @@ def simulate(seed, eta, trials=200, rungs=(64, 256, 1024)):
 
 def test_the_race_spends_a_third_of_the_documents_and_ends_within_a_point():
     raced = np.array([simulate(seed, eta=4) for seed in range(20)])
-    whole = np.array([simulate(seed, eta=1 + 1e-9) for seed in range(20)])
+    whole = np.array([simulate(seed, eta=1) for seed in range(20)])
 
     assert raced[:, 0].mean() < whole[:, 0].mean() / 3
     assert raced[:, 1].mean() < whole[:, 1].mean() + 0.01

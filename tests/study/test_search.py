@@ -1,0 +1,212 @@
+"""A whole study: what it ends with, what it leaves behind, and that it goes on where it stood."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+
+from evomerge.errors import EvomergeError
+from evomerge.recipe import Recipe
+from evomerge.study.samplers import SAMPLERS
+from evomerge.study.search import search
+from tests.study.conftest import change
+
+
+def parameters(study):
+    """What was proposed, in order."""
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(study / "journal.log")))
+    return [trial.params for trial in optuna.load_study(study_name=None, storage=storage).trials]
+
+
+def certificate(study):
+    return json.loads((study / "certificate.json").read_text())
+
+
+class Interrupt:
+    """Watches a study and stops it, as Ctrl-C would, after some trials."""
+
+    def __init__(self, after):
+        self.left, self.counting = after, False
+
+    def phase(self, name, total):
+        self.counting = name == "trials"
+
+    def scored(self, outcome, best):
+        self.left -= self.counting
+        if not self.left:
+            raise KeyboardInterrupt
+
+    def note(self, text): ...
+
+
+def test_a_study_ends_with_a_certified_model_and_plain_files(laboratory):
+    study = laboratory / "study"
+
+    assert search(laboratory / "space.yaml", study, workers=1) == 0
+
+    found = certificate(study)
+    assert found["verdict"] == "better and certified"
+    assert set(found["comparisons"]) >= {"base", "a", "b"}
+    assert found["guards"]["kept"]["outcome"] == "passed"
+    assert found["winner"]["rows_that_differ_from_the_live_engine"] == []
+    assert [finalist["naive"] for finalist in found["finalists"]] == sorted(
+        (finalist["naive"] for finalist in found["finalists"]), reverse=True
+    )
+    for file in ("experiment.yaml", "splits.json", "journal.log", "baseline/base/scores.jsonl", "best/model/model.safetensors"):
+        assert (study / file).exists(), file
+    trials = sorted((study / "trials").iterdir())
+    assert len(trials) == 12
+    assert Recipe.read(trials[3] / "recipe.yaml").key()[:8] == trials[3].name[5:]
+
+
+def test_the_recipe_of_the_best_merges_to_the_same_bytes(laboratory):
+    from evomerge.study.verbs import merge
+
+    search(laboratory / "space.yaml", laboratory / "study", workers=1)
+    merge(laboratory / "study/best/recipe.yaml", laboratory / "again")
+
+    written = {path.name: path.read_bytes() for path in (laboratory / "study/best/model").iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (laboratory / "again").iterdir()}
+
+
+def test_a_finished_study_is_not_run_again(laboratory):
+    study = laboratory / "study"
+    ending = search(laboratory / "space.yaml", study, workers=1)
+    before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != "lock"}
+
+    assert search(laboratory / "space.yaml", study, workers=1, resume=True) == ending
+    assert {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != "lock"} == before
+
+
+def test_more_trials_go_on_from_a_finished_study(laboratory):
+    study = laboratory / "study"
+    search(laboratory / "space.yaml", study, workers=1)
+    before = parameters(study)
+    search(laboratory / "space.yaml", study, workers=1, resume=True, trials=15)
+
+    assert parameters(study)[:12] == before
+    assert len(parameters(study)) == 15
+    assert certificate(study)["sealed_looks"] == 2
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])  # GP: seconds a trial; see test_samplers.py
+def test_an_interrupted_study_proposes_what_it_would_have_proposed(laboratory, sampler):
+    space = change(laboratory, search={"sampler": sampler})
+    search(space, laboratory / "whole", workers=1)
+    for after in (1, 5):
+        with pytest.raises(KeyboardInterrupt):
+            search(space, laboratory / "study", workers=1, resume=True, watch=Interrupt(after))
+    search(space, laboratory / "study", workers=1, resume=True)
+
+    assert parameters(laboratory / "study") == parameters(laboratory / "whole")
+    assert certificate(laboratory / "study")["winner"] == certificate(laboratory / "whole")["winner"]
+
+
+@pytest.mark.parametrize("moment", ["baseline/average", "trials/0002", "trials/0007", "best/model"])
+def test_a_study_killed_at_any_moment_goes_on_where_it_stood(laboratory, moment):
+    command = [sys.executable, "-m", "evomerge.cli", "search", str(laboratory / "space.yaml"), "--resume", "--log", "quiet"]
+    command += ["--workers", "1", "--out"]
+    killed = subprocess.Popen([*command, str(laboratory / "study")], stdout=subprocess.DEVNULL, env=os.environ)
+    folder, name = (laboratory / "study" / moment).parent, (laboratory / "study" / moment).name
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(f"{name}*")) and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    finished = len(parameters(laboratory / "study")) if (laboratory / "study/journal.log").exists() else 0
+
+    done = subprocess.run([*command, str(laboratory / "study")], capture_output=True, text=True)
+    search(laboratory / "space.yaml", laboratory / "whole", workers=1)
+
+    assert done.returncode == 0, done.stderr
+    assert finished <= 12
+    assert parameters(laboratory / "study") == parameters(laboratory / "whole")
+    assert certificate(laboratory / "study")["winner"] == certificate(laboratory / "whole")["winner"]
+
+
+def test_two_workers_find_a_certified_model_too(laboratory):
+    assert search(laboratory / "space.yaml", laboratory / "study", workers=2) == 0
+    assert len(parameters(laboratory / "study")) == 12
+
+
+def test_a_failing_candidate_is_recorded_with_its_reason_and_the_run_goes_on(laboratory):
+    scorer = laboratory / "scorer.py"
+    scorer.write_text(scorer.read_text().replace("FAILS = False", "FAILS = True"))
+    search(laboratory / "space.yaml", laboratory / "study", workers=1, trials=25)
+
+    reasons = [json.loads(path.read_text())["reason"] for path in (laboratory / "study/trials").glob("*/verdict.json")]
+    assert len(reasons) == 25
+    assert any("raised ArithmeticError on task 'near': this candidate cannot be scored" in reason for reason in reasons)
+
+
+def test_a_budget_ends_in_time_to_certify(laboratory):
+    begun = time.monotonic()
+    ending = search(laboratory / "space.yaml", laboratory / "study", workers=1, trials=100_000, budget=12)
+
+    assert time.monotonic() - begun < 30
+    assert ending in (0, 3, 4, 5)
+    assert 1 <= len(parameters(laboratory / "study")) < 100_000
+
+
+def test_a_guard_that_nothing_keeps_refuses(laboratory):
+    scorer = laboratory / "scorer.py"
+    scorer.write_text(scorer.read_text().replace('float(w["layers.0.kept"].abs().mean())', '90 * float(w["layers.0.kept"].abs().mean())'))
+
+    assert search(laboratory / "space.yaml", laboratory / "study", workers=1) == 4
+    assert not (laboratory / "study/best").exists()
+
+
+def test_a_search_that_beats_nobody_says_keep_your_parent(laboratory):
+    scorer = laboratory / "scorer.py"
+    scorer.write_text(scorer.read_text().replace("- 0.6)", "- 0.0)"))
+
+    assert search(laboratory / "space.yaml", laboratory / "study", workers=1) == 3
+
+
+@pytest.mark.parametrize(
+    ("blocks", "differs"),
+    [
+        ({"search": {"seed": 1}}, "search"),
+        ({"suite": {"select": 44}}, "suite, documents"),
+        ({"guard": {"tasks": {"kept": 0.2}}}, "guard"),
+        ({"recipe": {"seed": 3}}, "space"),
+    ],
+)
+def test_another_experiment_cannot_resume_a_study(laboratory, blocks, differs):
+    search(laboratory / "space.yaml", laboratory / "study", workers=1, trials=2)
+
+    with pytest.raises(EvomergeError, match=f"begun with another {differs};"):
+        search(change(laboratory, **blocks), laboratory / "study", workers=1, resume=True)
+
+
+def test_a_changed_source_cannot_resume_a_study(laboratory):
+    search(laboratory / "space.yaml", laboratory / "study", workers=1, trials=2)
+    (laboratory / "a/model.safetensors").write_bytes((laboratory / "b/model.safetensors").read_bytes())
+
+    with pytest.raises(EvomergeError, match="begun with another source a;"):
+        search(laboratory / "space.yaml", laboratory / "study", workers=1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"suite": {"sealed": 2000}}, r"near has 400 and the splits ask for \d+"),
+        ({"guard": {"tasks": {"kept": 0.01}}}, "120 sealed documents cannot decide a tolerance of 0.01"),
+        ({"guard": {"tasks": {"near": 0.1}}}, "near is a target in suite.tasks and guarded in guard.tasks"),
+        ({"guard": {"ewc": 1.0}}, "the EWC guard comes with a later version"),
+        ({"search": {"sampler": "cma"}}, "sampler 'cma' is not known; did you mean 'cmaes'?"),
+        ({"search": {"budget": "soon"}}, "'soon' is not a duration"),
+        ({"search": {"heal_after": 5}}, "there is no rung 5; the last is 1"),
+        ({"recipe": {"base": "nowhere"}}, "nowhere"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(laboratory, blocks, message):
+    with pytest.raises(EvomergeError, match=message):
+        search(change(laboratory, **blocks), laboratory / "study", workers=1)
+
+    assert not (laboratory / "study").exists()
