@@ -23,7 +23,7 @@ from evomerge.study.trial import Outcome
 from evomerge.study.watch import Watcher
 
 Certificate = dict[str, Any]
-DISK, LIVE = "winner", "winner-live"  # the chosen one read back from disk, and as it was merged in memory
+DISK = "winner"  # the chosen one, as it lies on disk
 
 
 def certify(
@@ -70,7 +70,8 @@ class _Ending:
             reason = f"none of {len(best)} finalists keeps every guard on the select documents"
             return self._write({**self._figures(best, select), **Decision(4, (reason,)).to_data()})
         files = self._save(chosen.outcome)
-        sealed, disk = self._seal(chosen.outcome, compared)
+        differing = self._reread(chosen.scores)
+        sealed, disk = self._seal(compared)
         decision = decide_ending(
             {name: self.judge.compare(disk, sealed[name]) for name in compared}, self.judge.guards(disk, sealed["base"])
         )
@@ -80,7 +81,7 @@ class _Ending:
             {
                 **decision.to_data(),
                 **self._figures(best, select),
-                "winner": self._winner(chosen, disk),
+                "winner": self._winner(chosen, disk, differing),
                 "sealed": {name: self._summary(scores) for name, scores in {**sealed, "winner": disk}.items()},
                 "files": files,
             }
@@ -112,7 +113,7 @@ class _Ending:
         """The chosen one as a model directory; what an earlier choice left there gives way to it."""
         directory, recipe = self.record.directory / "best", outcome.recipe.to_yaml()
         if self.record.read("best/recipe.yaml") != recipe:
-            for stale in (directory, *(self.record.directory / "sealed" / f"{name}.jsonl" for name in (LIVE, DISK))):
+            for stale in (directory, *(self.record.directory / split / f"{DISK}.jsonl" for split in ("select", "sealed"))):
                 _remove(stale)
             _, result = next(self.executor.run(iter([_once(outcome.name, Job(outcome.recipe, {}, save=directory / "model"))])))
             if result.error:
@@ -120,17 +121,20 @@ class _Ending:
             self.record.write("best/recipe.yaml", recipe)
         return {f"model/{path.name}": _sha256(path) for path in sorted((directory / "model").iterdir())}
 
-    def _seal(self, outcome: Outcome, compared: Sequence[str]) -> tuple[dict[str, Scores], Scores]:
+    def _seal(self, compared: Sequence[str]) -> tuple[dict[str, Scores], Scores]:
         recipes = {**self.recipes, **{name: o.recipe for name, o in self.baselines.items()}}
         guards = set(self.experiment.guard.tasks)
         targets = {task: docs for task, docs in self.splits.sealed.items() if task not in guards}
         jobs = {name: Job(recipes[name], self.splits.sealed if name == "base" else targets) for name in compared}
         jobs[DISK] = Job(None, self.splits.sealed, model=self.record.directory / "best" / "model")
-        jobs[LIVE] = Job(outcome.recipe, self.splits.sealed)
         self.watch.phase("sealed", len(jobs))
         scores = self._score("sealed", jobs)
-        self.differing = _differing(scores[LIVE], scores[DISK])
         return {name: scores[name] for name in compared}, scores[DISK]
+
+    def _reread(self, live: Scores) -> list[dict[str, Any]]:
+        """Select documents on which the model read back from disk is scored otherwise than the candidate in memory was."""
+        job = Job(None, self.splits.select, model=self.record.directory / "best" / "model")
+        return _differing(live, self._score("select", {DISK: job})[DISK])
 
     def _score(self, split: str, jobs: Mapping[str, Job]) -> dict[str, Scores]:
         """Scores by name, those that an earlier run wrote among them; a job that fails here ends the study."""
@@ -181,14 +185,14 @@ class _Ending:
             "select": {contender.name: self._summary(contender.scores) for contender in self._contenders(select)},
         }
 
-    def _winner(self, chosen: Contender, disk: Scores) -> Certificate:
+    def _winner(self, chosen: Contender, disk: Scores, differing: list[dict[str, Any]]) -> Certificate:
         assert chosen.outcome is not None
         return {
             "name": chosen.name,
             "healed": chosen.outcome.recipe.heal is not None,
             "kl": chosen.outcome.kl,
             "sealed": self._summary(disk),
-            "rows_that_differ_from_the_live_engine": self.differing,
+            "rows_that_differ_from_the_live_engine": differing,
         }
 
     def _summary(self, scores: Scores) -> Certificate:

@@ -323,4 +323,4 @@ class Loop:
         select = sum(map(len, self.splits.select.values()))
         sealed = sum(map(len, self.splits.sealed.values()))
         parents, finalists = len(self.arena.parents), self.experiment.search.finalists
-        return select * (parents + len(self.baselines) + finalists + 1) + sealed * (parents + 3)
+        return select * (parents + len(self.baselines) + finalists + 1) + sealed * (parents + 2)
