@@ -1,6 +1,6 @@
-"""Which elements of a delta stay: the large ones, or those that a counter-based generator leaves.
+"""Which elements of a delta stay: the large ones, those that a random mask leaves, those that agree in sign.
 
-A random number here is a pure function of (seed, source name, tensor name, position), so neither chunk size nor order,
+A random number is a pure function of (seed, source name, tensor name, position), so neither chunk size nor order,
 device or resumption changes a mask. The generator is Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy
 as 1, 2, 3"), all four words of each counter used:
 
@@ -61,6 +61,15 @@ class Drops:
 
 
 Keep = Sequence[Trim] | Drops | None
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """Keep what agrees in sign with an election among the sources: how it is held, and what the agreeing are divided by."""
+
+    weighted: bool  # votes count with their weight, and so do the agreeing in the divisor
+    normalize: bool  # divide by how many agree
+    tie: int = 1  # the sign elected where the votes cancel
 
 
 def uniform(seed: int, source: str, tensor: str, start: int, count: int) -> Tensor:

@@ -19,18 +19,9 @@ import torch
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.masks import Drops, Keep, Trim
+from evomerge.masks import Ballot, Drops, Keep, Trim
 
 CHUNK = 3 << 15  # elements of all sources together
-
-
-@dataclass(frozen=True)
-class Ballot:
-    """How signs are elected, and what the agreeing contributions are divided by."""
-
-    weighted: bool  # votes count with their weight, and so do the agreeing in the divisor
-    normalize: bool  # divide by how many agree
-    tie: int = 1  # the sign elected where the votes cancel
 
 
 @dataclass(frozen=True)
@@ -100,8 +91,11 @@ class Deltas:
     def __init__(self, base: Tensor | None, sources: Sequence[Tensor], keep: Keep, subtract: bool) -> None:
         self.base = None if base is None else base.reshape(-1)
         self.count, self.size = len(sources), sources[0].numel()
-        together = isinstance(sources, Tensor)
-        self.sources = sources.view(self.count, self.size) if together else [source.reshape(-1) for source in sources]
+        self.sources: Tensor | list[Tensor]
+        if isinstance(sources, Tensor):
+            self.sources = sources.view(self.count, self.size)
+        else:
+            self.sources = [source.reshape(-1) for source in sources]
         self.device = sources[0].device
         double = any(tensor.dtype == torch.float64 for tensor in (*sources, *([] if base is None else [base])))
         self.dtype = torch.float64 if double else torch.float32

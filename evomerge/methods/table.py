@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import RecipeError
-from evomerge.masks import Drops, Keep
-from evomerge.methods.combine import Ballot, balance, combine, groups
+from evomerge.masks import Ballot, Drops, Keep
+from evomerge.methods.combine import balance, combine, groups
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.slerp import slerp as interpolate
 

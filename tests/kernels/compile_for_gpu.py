@@ -1,0 +1,24 @@
+"""Compiles the kernels for an H100 or H200, which needs no such device: run without TRITON_INTERPRET."""
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from evomerge.kernels.combine import _combine, _norms
+
+NUMBERS = {"limits": "*fp32", "lasts": "*i64", "keys": "*i64", "size": "i64"}
+TARGET = GPUTarget("cuda", 90, 32)
+
+
+def compile_one(kernel: triton.JITFunction, signature: dict[str, object], constants: dict[str, object]) -> None:
+    full = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    triton.compile(ASTSource(kernel, full, constexprs=constants), target=TARGET)
+
+
+for keep, elect in ((0, False), (1, True), (2, True)):
+    tensors = {"base": "*bf16", "sources": ("*bf16", "*bf16", "*fp32"), "merged": "*bf16"}
+    tables = {"weights": "*fp32", "voices": "*fp32", "scales": "*fp32", "rows": "i64", **NUMBERS}
+    options = {"K": 3, "GROUPS": 1 + keep, "ADD": True, "SUBTRACT": True, "KEEP": keep, "ELECT": elect, "WEIGHTED": True}
+    compile_one(_combine, tensors | tables, options | {"NORMALIZE": elect, "TIE": 1, "BLOCK": 1024})
+    norms = {"base": "*bf16", "sources": ("*bf16", "*bf16", "*fp32"), "partial": "*fp32", **NUMBERS}
+    compile_one(_norms, norms, {"K": 3, "SUBTRACT": True, "KEEP": keep, "BLOCK": 1024})
