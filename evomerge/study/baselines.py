@@ -10,7 +10,7 @@ from evomerge.document import Place
 from evomerge.recipe import METHOD_KNOBS, Recipe
 from evomerge.space import Space
 
-LAMBDAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+LAMBDAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 TIES_GRID = tuple((density, scale) for density in (0.2, 0.5, 0.8) for scale in (0.3, 0.6, 1.0))
 # The settings that the methods' papers print first: Yadav et al. 2023 (TIES), Yu et al. 2024 (DARE), Ilharco et al. 2023
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from evomerge.study.estimate import optimism, shrink_scores
 from evomerge.study.executor import Executor, Job, Life
 from evomerge.study.experiment import Experiment
 from evomerge.study.record import Record
-from evomerge.study.selection import Contender, Decision, Ending, Judge, choose, decide_ending, finalists, rivals
+from evomerge.study.selection import Contender, Decision, Ending, Judge, choose, contending, decide_ending, finalists, rivals
 from evomerge.study.trial import Outcome
 from evomerge.study.watch import Watcher
 
@@ -97,15 +97,15 @@ class _Ending:
     # --- select: fresh documents for the finalists, the parents and every baseline
 
     def _select(self, best: Sequence[Outcome]) -> dict[str, Scores]:
-        recipes = {**self.recipes, **{n: o.recipe for n, o in self._sound_baselines()}, **{o.name: o.recipe for o in best}}
+        recipes = {**self.recipes, **{o.name: o.recipe for o in (*self._contending(), *best)}}
         self.watch.phase("select", len(recipes))
         return self._score("select", {name: Job(recipe, self.splits.select) for name, recipe in recipes.items()})
 
-    def _sound_baselines(self) -> list[tuple[str, Outcome]]:
-        return [(name, outcome) for name, outcome in self.baselines.items() if outcome.state != "failed"]
+    def _contending(self) -> list[Outcome]:
+        return contending(list(self.baselines.values()))
 
     def _contenders(self, select: Mapping[str, Scores]) -> list[Contender]:
-        return [Contender(name, select[name]) for name in (*self.parents, *(n for n, _ in self._sound_baselines()))]
+        return [Contender(name, select[name]) for name in (*self.parents, *(o.name for o in self._contending()))]
 
     # --- sealed: seen once, by the chosen one as it lies on disk, its parents and the best baselines
 

@@ -24,6 +24,7 @@ from evomerge.study.experiment import Experiment
 from evomerge.study.lab import Lab, split_documents
 from evomerge.study.race import Arrival, Decision, Race
 from evomerge.study.record import Journal, Record, held
+from evomerge.study.selection import contending
 from evomerge.study.trial import Arena, Outcome, live
 from evomerge.study.watch import Nobody, Watcher
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 FAILURES_IN_A_ROW = 20  # after so many the fault is not the candidates'
-MARGIN = 1.5  # of the time that the ending is expected to take
+MARGIN = 1.3  # of the time that the ending is expected to take
 
 
 def search(
@@ -327,5 +328,6 @@ class Loop:
         guarded = sum(len(docs) for task, docs in self.splits.sealed.items() if task in self.experiment.guard.tasks)
         targets = sum(map(len, self.splits.sealed.values())) - guarded
         parents, finalists = len(self.arena.parents), self.experiment.search.finalists
+        rivals = len(contending(list(self.baselines.values())))
         # a winner and at most two rivals beside the parents; guards compare the winner with the base
-        return select * (parents + len(self.baselines) + finalists + 1) + targets * (parents + 3) + guarded * 2
+        return select * (parents + rivals + finalists + 1) + targets * (parents + 3) + guarded * 2

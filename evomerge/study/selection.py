@@ -5,6 +5,7 @@ Searching, choosing and certifying use documents of their own: the best of many 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +25,7 @@ ENDINGS: dict[int, str] = {
     5: "undecided",
 }
 ALPHA = 0.05
+BEHIND = 3.0  # standard errors: one baseline in seven hundred is passed over wrongly
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ def finalists(outcomes: Sequence[Outcome], most: int, top: int) -> list[Outcome]
     ranked = sorted(reached, key=lambda o: -o.estimate.value if o.estimate else 0.0)
     unique = {o.recipe.key(): o for o in reversed(ranked)}
     return sorted(unique.values(), key=ranked.index)[:most]
+
+
+def contending(baselines: Sequence[Outcome]) -> list[Outcome]:
+    """The baselines that may be the best: not yet behind it by three standard errors on search documents."""
+    known = [(o, o.estimate) for o in baselines if o.state != "failed" and o.estimate]
+    best = max((estimate for _, estimate in known), key=lambda estimate: estimate.value, default=None)
+    return [o for o, e in known if best and best.value - e.value <= BEHIND * math.hypot(best.se, e.se)]
 
 
 class Judge:

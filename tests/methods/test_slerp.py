@@ -21,10 +21,12 @@ def test_half_way_between_orthogonal_vectors():
 
 
 def test_the_length_stays_on_the_way():
-    a, b = torch.tensor([1.0, 0.0, 0.0]).double(), torch.tensor([0.6, 0.8, 0.0]).double()
+    a, far = torch.tensor([1.0, 0.0, 0.0]).double(), torch.tensor([0.6, 0.8, 0.0]).double()
+    near = torch.tensor([0.9994, math.sqrt(1 - 0.9994**2), 0.0]).double()
 
     for t in (0.1, 0.5, 0.7):
-        assert slerp(a, b, [t]).norm() == pytest.approx(1)
+        assert slerp(a, far, [t]).norm() == pytest.approx(1, abs=1e-9)
+        assert slerp(a, near, [t]).norm() == pytest.approx(1, abs=1e-9)  # the line would be up to 1.5e-4 short
 
 
 @pytest.mark.parametrize("b", [[2.0, 0.0], [1.0, 0.01], [-1.0, 0.01], [0.0, 0.0]])

@@ -227,7 +227,7 @@ SMALL = {
         (Qwen2Config(**SMALL), Qwen2ForCausalLM, True),
         (Qwen3Config(**SMALL), Qwen3ForCausalLM, True),
         (MistralConfig(**SMALL, sliding_window=None), MistralForCausalLM, True),
-        (MistralConfig(**SMALL, sliding_window=16), MistralForCausalLM, False),
+        (MistralConfig(**SMALL, sliding_window=100), MistralForCausalLM, False),
     ],
     ids=["qwen2", "qwen3", "mistral", "mistral with a window"],
 )

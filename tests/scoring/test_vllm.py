@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import os
 import random
 from dataclasses import replace
@@ -346,18 +347,19 @@ def test_rope_is_exchanged_in_the_live_engine(folders, scorer):
     assert all(furthest(a, b) > 1e-3 for a, b in itertools.pairwise(apart))
 
 
-def test_a_table_of_rotations_would_be_too_short(monkeypatch, folders, scorer):
-    scorer.load(candidate(folders["untied-1"]))
-    engine = scorer.ready(1024)
-    monkeypatch.setattr("evomerge.scoring.vllm_worker._lengthen", lambda rope, length: None)
-    engine._rope = None
+def test_behind_the_end_of_a_table_of_rotations_lies_anything(monkeypatch, folders, scorer):
+    """What is read there may be right by chance: here the memory behind the end is filled."""
 
-    assert engine._llm.collective_rpc("exchange_rope", args=(rope_of(folders["untied-1"]), 1024)) == [2 * CONTEXT]
-    scorer._stop()
+    def left_short(rope, length):
+        table = rope.cos_sin_cache
+        rope.cos_sin_cache = torch.cat((table, torch.full((length, table.shape[1]), math.nan)))[: len(table)]
 
+    monkeypatch.setattr("evomerge.scoring.vllm_worker._lengthen", left_short)
+    scorer.load(candidate(folders["untied-1"], Context("yarn", 1.5)))
+    logs = heard(scorer.ready(1024), LONG)
 
-def rope_of(folder: Path) -> dict:
-    return rope.extend(Checkpoint.open(folder).config, Context("yarn", 2.0))["rope_parameters"]
+    assert all(math.isfinite(log) for log in logs[0][: int(1.5 * CONTEXT) - 1])
+    assert not any(math.isfinite(log) for log in logs[0][int(1.5 * CONTEXT) :])
 
 
 def test_a_context_longer_than_the_engine_may_be_is_refused(suite, folders):

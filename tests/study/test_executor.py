@@ -13,7 +13,7 @@ def life(name, *tasks):
     """Asks one job after the other, and returns its name with the results."""
     results = []
     for task in tasks:
-        results.append((yield Job(None, {task: [1, 2, 3]})))
+        results += [(yield Job(None, {task: [1, 2, 3]}))]
     return name, results
 
 

@@ -14,7 +14,7 @@ from evomerge.errors import EvomergeError
 from evomerge.recipe import Recipe
 from evomerge.study.samplers import SAMPLERS
 from evomerge.study.search import search
-from tests.study.conftest import change
+from tests.laboratory import change
 
 
 def parameters(study):
@@ -155,7 +155,9 @@ def test_a_budget_ends_in_time_to_certify(laboratory):
 
 def test_a_guard_that_nothing_keeps_refuses(laboratory):
     scorer = laboratory / "scorer.py"
-    scorer.write_text(scorer.read_text().replace('float(w["layers.0.kept"].abs().mean())', '90 * float(w["layers.0.kept"].abs().mean())'))
+    scorer.write_text(
+        scorer.read_text().replace('float(w["layers.0.kept"].abs().mean())', '90 * float(w["layers.0.kept"].abs().mean())')
+    )
 
     assert search(laboratory / "space.yaml", laboratory / "study", workers=1) == 4
     assert not (laboratory / "study/best").exists()

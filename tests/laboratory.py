@@ -3,7 +3,6 @@
 import textwrap
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -42,9 +41,8 @@ search: {sampler: cmaes, trials: 12, eta: 2, finalists: 3, seed: 0}
 """
 
 
-@pytest.fixture
-def laboratory(tmp_path) -> Path:
-    """A folder with three sources, a scorer and `space.yaml`."""
+def build(folder: Path) -> Path:
+    """Three sources, a scorer and `space.yaml` in a folder."""
     zero = torch.zeros(2, 40)
     tensors = {
         "base": {"layers.0.w": zero, "layers.1.w": zero, "layers.0.kept": zero},
@@ -52,11 +50,11 @@ def laboratory(tmp_path) -> Path:
         "b": {"layers.0.w": zero, "layers.1.w": zero + 0.45, "layers.0.kept": zero + 0.01},
     }
     for name, weights in tensors.items():
-        (tmp_path / name).mkdir()
-        save_file({key: value.clone() for key, value in weights.items()}, tmp_path / name / "model.safetensors")
-    (tmp_path / "scorer.py").write_text("FAILS = False\n" + textwrap.dedent(SCORER))
-    (tmp_path / "space.yaml").write_text(EXPERIMENT)
-    return tmp_path
+        (folder / name).mkdir()
+        save_file({key: value.clone() for key, value in weights.items()}, folder / name / "model.safetensors")
+    (folder / "scorer.py").write_text("FAILS = False\n" + textwrap.dedent(SCORER))
+    (folder / "space.yaml").write_text(EXPERIMENT)
+    return folder
 
 
 def change(laboratory: Path, **blocks) -> Path:
