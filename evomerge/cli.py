@@ -140,7 +140,9 @@ def compare(
 @app.command()
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study.")]) -> None:
     """Write report.html, report.md and report.json of a study, finished or not, and print its table."""
-    _report(study)
+    from evomerge.report.write import write_report
+
+    print(write_report(study))
 
 
 class Bench(StrEnum):

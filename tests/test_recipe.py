@@ -39,7 +39,9 @@ def test_the_key_does_not_depend_on_where_the_models_lie(tmp_path):
     assert recipe(root=tmp_path).sources["math"].model == str(tmp_path / "models/math")
 
 
-@pytest.mark.parametrize("change", [("0.9", "0.90001"), ("seed: 7", "seed: 8"), ("0.3", "0.4"), ("factor: 2", "factor: 3"), ("1e4", "2e4")])
+@pytest.mark.parametrize(
+    "change", [("0.9", "0.90001"), ("seed: 7", "seed: 8"), ("0.3", "0.4"), ("factor: 2", "factor: 3"), ("1e4", "2e4")]
+)
 def test_the_key_changes_with_everything_that_changes_the_model(change):
     assert recipe(TEXT.replace(*change)).key() != recipe().key()
 

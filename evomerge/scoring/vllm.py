@@ -89,7 +89,7 @@ class VllmScorer:
                 f"scoring.engine: max_model_len {limit} is too short, a document needs {length} tokens; raise it or leave it out"
             )
         length = length if limit else max(length, wished)
-        if self.engine is None or length > self.engine.length:
+        if self.engine is None or not self.engine.takes(self._skeleton.config, length):
             self._exchange(max(self._length, 1 << (length - 1).bit_length()))
         assert self.engine is not None
         return self.engine

@@ -12,7 +12,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -67,10 +67,15 @@ class Choice(NamedTuple):
 
 
 class Engine:
-    """One architecture, one largest length; candidates come and go."""
+    """One architecture, one largest length; candidates come and go. A process has one: the end of any would be the end of all."""
+
+    _alive: ClassVar[Engine | None] = None
 
     def __init__(self, config: PretrainedConfig, length: int, tokenizer: str, dtype: str, options: Mapping[str, Any]) -> None:
-        self.length = length
+        if Engine._alive is not None:
+            Engine._alive.close()
+        Engine._alive = self
+        self.length, self.closed = length, False
         rope = rope_parameters(config)
         self._rope: Mapping[str, Any] | None = None if exchangeable(rope) else rope
         self._folder = tempfile.TemporaryDirectory(prefix="evomerge-vllm-")
@@ -92,14 +97,15 @@ class Engine:
             self.forget()
 
     def forget(self) -> None:
-        """Keys and values of the previous candidate, which a common prompt prefix would be continued on."""
+        """The keys and values of the previous candidate: the next would be continued on them where prompts begin alike."""
         if not self._llm.reset_prefix_cache():
             raise ScoringError("scoring: vLLM keeps its prefix cache, some request still runs")
+        self._llm.collective_rpc("wipe_cache")
 
     def takes(self, config: PretrainedConfig, length: int) -> bool:
         """Can it hold a candidate with this context, and prompts of this length?"""
         rope = rope_parameters(config)
-        return length <= self.length and (exchangeable(rope) or rope == self._rope)
+        return not self.closed and length <= self.length and (exchangeable(rope) or rope == self._rope)
 
     def _set_rope(self, wanted: Mapping[str, Any] | None) -> None:
         if wanted is not None and wanted != self._rope:
@@ -144,8 +150,11 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine; without the clean-up the next one in this process would not start."""
+        if self.closed:
+            return
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+        self.closed, Engine._alive = True, None
         if hasattr(self, "_llm"):
             self._llm.llm_engine.engine_core.shutdown()
             del self._llm

@@ -24,6 +24,12 @@ class CandidateWorker:
         for head in tied_heads(self._model):
             head.quant_method.process_weights_after_loading(head)
 
+    @torch.inference_mode()
+    def wipe_cache(self) -> None:
+        """Zeroes all keys and values: a NaN left behind the end of the next text is multiplied by 0, and stays NaN."""
+        for cache in self.model_runner.kv_caches:  # type: ignore[attr-defined]
+            cache.zero_()
+
     def exchange_rope(self, parameters: Mapping[str, Any], length: int) -> int:
         """Gives every attention the tables of these rope parameters, for `length` positions; tells how many they have."""
         from vllm.config import set_current_vllm_config

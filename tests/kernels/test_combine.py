@@ -108,6 +108,15 @@ def test_a_weight_for_each_group_of_rows(method):
     assert_close(kernel, plain, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_an_election_without_weights(normalize):
+    knobs = {**KNOBS["dare_ties"], "variant": "paper", "normalize": normalize}
+
+    kernel, plain = both_sides("dare_ties", inputs("dare_ties", (2000,)), knobs, torch.float32)
+
+    assert torch.equal(kernel, plain)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_nan_is_seen_in_the_result(method):
     given = inputs(method, (2000,))

@@ -21,8 +21,8 @@ def test_half_way_between_orthogonal_vectors():
 
 
 def test_the_length_stays_on_the_way():
-    a, far = torch.tensor([1.0, 0.0, 0.0]).double(), torch.tensor([0.6, 0.8, 0.0]).double()
-    near = torch.tensor([0.9994, math.sqrt(1 - 0.9994**2), 0.0]).double()
+    a, far = torch.eye(3, dtype=torch.float64)[0], torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
+    near = torch.tensor([0.9994, math.sqrt(1 - 0.9994**2), 0.0], dtype=torch.float64)
 
     for t in (0.1, 0.5, 0.7):
         assert slerp(a, far, [t]).norm() == pytest.approx(1, abs=1e-9)

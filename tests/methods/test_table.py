@@ -252,6 +252,17 @@ def test_paper_ties_is_its_formula(density):
     assert_close(merged.view(-1), torch.from_numpy(expected), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_paper_dare_ties_is_its_formula(normalize):
+    given = inputs("dare_ties", (40, 25), torch.float64)
+    knobs = {**KNOBS["dare_ties"], "variant": "paper", "normalize": normalize}
+
+    merged = merge_tensor("dare_ties", given, knobs)
+
+    expected = merge("dare_ties", given.base, given.sources, knobs, given.place.sources)
+    assert_close(merged.view(-1), torch.from_numpy(expected), rtol=1e-12, atol=1e-15)
+
+
 def by_hand(method, **knobs):
     """Four positions: all agree, a majority by weight, a majority by size, a tie."""
     base = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64)

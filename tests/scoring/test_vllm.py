@@ -251,6 +251,28 @@ def test_a_prefix_would_be_remembered(monkeypatch, fresh, folders, scorer):
     assert spoken(scorer.engine)[1] != fresh["untied-1"][1]
 
 
+def of_nan(whole: Candidate) -> Candidate:
+    return Candidate.of(whole.config, {name: torch.full_like(tensor, math.nan) for name, tensor in whole.weights}, "nan")
+
+
+def test_a_candidate_of_nan_leaves_none_behind(fresh, folders, scorer):
+    scorer.load(of_nan(candidate(folders["untied-0"])))
+    nothing, _ = spoken(scorer.engine)
+    scorer.load(candidate(folders["untied-1"]))
+
+    assert all(math.isnan(log) for log in nothing[0])
+    assert spoken(scorer.engine) == fresh["untied-1"]
+
+
+def test_a_candidate_of_nan_would_spoil_the_next(monkeypatch, folders, scorer):
+    scorer.load(of_nan(candidate(folders["untied-0"])))
+    spoken(scorer.engine)
+    monkeypatch.setattr(CandidateWorker, "wipe_cache", lambda self: None)
+    scorer.load(candidate(folders["untied-1"]))
+
+    assert any(math.isnan(log) for logs in spoken(scorer.engine)[0] for log in logs)
+
+
 NAME = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -427,6 +449,18 @@ def test_drawn_answers_depend_on_the_document_alone(place, folders, suite):
 
 
 # --- the rest
+
+
+def test_two_scorers_of_one_process_take_turns(folders, scorer, suite):
+    scorer.load(candidate(folders["untied-0"]))
+    before = scorer.score({"choices": range(4)})
+    other = make_scorer(ScoringConfig(scorer="vllm"), suite, model=folders["untied-0"])
+    other.load(candidate(folders["untied-1"]))
+    others = other.score({"choices": range(4)})
+
+    assert scorer.score({"choices": range(4)}) == before
+    assert other.score({"choices": range(4)}) == others != before
+    other.close()
 
 
 def test_a_starting_engine_leaves_the_process_as_it_was(folders, scorer):
