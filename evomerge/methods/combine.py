@@ -90,15 +90,14 @@ class Deltas:
 
     def __init__(self, base: Tensor | None, sources: Sequence[Tensor], keep: Keep, subtract: bool) -> None:
         self.base = None if base is None else base.reshape(-1)
-        self.count, self.size = len(sources), sources[0].numel()
+        self.count, self.size, self.device = len(sources), sources[0].numel(), sources[0].device
         self.sources: Tensor | list[Tensor]
         if isinstance(sources, Tensor):
-            self.sources = sources.view(self.count, self.size)
+            self.sources, dtypes = sources.view(self.count, self.size), {sources.dtype}
         else:
-            self.sources = [source.reshape(-1) for source in sources]
-        self.device = sources[0].device
-        double = any(tensor.dtype == torch.float64 for tensor in (*sources, *([] if base is None else [base])))
-        self.dtype = torch.float64 if double else torch.float32
+            self.sources, dtypes = [source.reshape(-1) for source in sources], {source.dtype for source in sources}
+        dtypes |= set() if base is None else {base.dtype}
+        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.subtract = subtract and base is not None
         self.keep = keep
         self.rescale = keep.rescale if isinstance(keep, Drops) else (1.0,) * self.count

@@ -39,7 +39,7 @@ class Inputs:
     base: Tensor | None
     sources: tuple[Tensor, ...]
     place: Place
-    resident: bool = False  # keep deltas, uniform numbers and bins: ten bytes an element and source
+    resident: bool = False  # keep deltas, uniform numbers and magnitudes by bin: sixteen bytes an element and source
 
     @cached_property
     def magnitudes(self) -> tuple[Magnitudes, ...]:

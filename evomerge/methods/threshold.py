@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class Members:
     """The elements of one bin, from large to small, equal ones by position."""
 
     falling: NDArray[np.float32]  # minus the magnitude, so that it is in order
-    positions: NDArray[np.int64]
+    positions: NDArray[np.integer[Any]]
 
 
 class Magnitudes:
@@ -80,13 +81,11 @@ class Magnitudes:
         self.size = size
         self.resident = resident
         self._members: dict[int, Members] = {}
-        self._trims: dict[float, Trim] = {}
+        self.trim = lru_cache(maxsize=64)(self._trim)
 
-    def trim(self, density: float) -> Trim:
+    def _trim(self, density: float) -> Trim:
         """What keeps exactly `density` of this task vector."""
-        if density not in self._trims:
-            self._trims[density] = thresholds([self], density)[0]
-        return self._trims[density]
+        return thresholds([self], density)[0]
 
     @cached_property
     def table(self) -> Table:
@@ -97,29 +96,31 @@ class Magnitudes:
 
     def members(self, bin: int) -> Members:
         if bin not in self._members:
-            where = self._order[self.table.span(bin)].astype(np.int64) if self.resident else self._scan(bin)
-            falling = -self._at(where)
+            if self.resident:
+                span = self.table.span(bin)
+                falling, positions = self._laid_out.falling[span], self._laid_out.positions[span]
+            else:
+                falling, positions = self._scan(bin)
             order = np.argsort(falling, kind="stable")
-            self._members[bin] = Members(falling[order], where[order])
+            self._members[bin] = Members(falling[order], positions[order])
         return self._members[bin]
 
     @cached_property
-    def _order(self) -> NDArray[np.int32]:
-        """Positions by falling bin, kept with a resident task vector so that a bin is a slice."""
+    def _laid_out(self) -> Members:
+        """All elements by bin, kept with a resident task vector so that a bin is a slice."""
+        falling = [-self.read(piece).abs().cpu().numpy() for piece in self._pieces()]
         bins = np.concatenate([BINS - 1 - bins for _, bins in self._bins()])
-        return np.argsort(bins, kind="stable").astype(np.int32)  # a radix sort of 16 bits
+        order = np.argsort(bins, kind="stable")  # a radix sort: bins have 16 bits
+        return Members(np.concatenate(falling)[order], order.astype(np.int32))
 
-    def _scan(self, bin: int) -> NDArray[np.int64]:
-        return np.concatenate([np.flatnonzero(bins == bin) + piece.start for piece, bins in self._bins()])
-
-    def _at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The magnitudes at some positions, in order."""
-        parts = []
-        for piece in self._pieces():
-            here = positions[slice(*np.searchsorted(positions, [piece.start, piece.stop]))]
-            if len(here):
-                parts.append(self.read(piece)[torch.from_numpy(here - piece.start)].abs().cpu().numpy())
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+    def _scan(self, bin: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """A bin's elements by position."""
+        falling, positions = [], []
+        for piece, bins in self._bins():
+            here = np.flatnonzero(bins == bin)
+            falling.append(-self.read(piece)[torch.from_numpy(here)].abs().cpu().numpy())
+            positions.append(here + piece.start)
+        return np.concatenate(falling), np.concatenate(positions)
 
     def _bins(self) -> Iterator[tuple[slice, NDArray[np.int16]]]:
         for piece in self._pieces():
@@ -161,7 +162,8 @@ def _split(members: Sequence[Members], rank: int) -> tuple[Trim, ...]:
     return tuple(trims)
 
 
-def _trim(magnitude: float, stay: NDArray[np.int64], go: NDArray[np.int64]) -> Trim:
+def _trim(magnitude: float, stay: NDArray[np.integer[Any]], go: NDArray[np.integer[Any]]) -> Trim:
     if not len(stay):
         return Trim(magnitude, -1)
-    return Trim(magnitude, int(stay[-1]), go if magnitude else go[:0])  # a zero may stay: it adds nothing
+    excess = go if magnitude else go[:0]  # a zero may stay: it adds nothing
+    return Trim(magnitude, int(stay[-1]), excess.astype(np.int64))

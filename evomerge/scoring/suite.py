@@ -86,6 +86,7 @@ class GuardConfig:
     tasks: Mapping[str, float] = field(hash=False)
     sealed: int = 1600  # per guard task
     select: int | None = None  # per guard task; None: as many as all target tasks together
+    search: int | None = None  # per guard task on the top rung; None: as many as the average target task
     discordance: float = 0.1  # share of documents on which two models are expected to differ
     kl: float | None = None
     kl_prompts: str | None = None
@@ -103,6 +104,7 @@ class GuardConfig:
             tasks=_numbers(block, "tasks", low=0.0, high=1.0, default={}),
             sealed=block.integer("sealed", cls.sealed, low=1),
             select=block.integer("select", None, low=1),
+            search=block.integer("search", None, low=1),
             discordance=float(block.number("discordance", cls.discordance, low=1e-3, high=1.0)),
             kl=block.number("kl", None, low=0.0),
             kl_prompts=prompts,
@@ -186,7 +188,8 @@ def _needs(suite: Suite, guard: GuardConfig | None) -> dict[str, _Need]:
         for i, task in enumerate(suite.tasks)
     }
     if guard:  # a guard task rides the rungs like the average target task; on select it must tell a loss from bad luck
-        rides = _Need(tuple(math.ceil(rung / tasks) for rung in suite.rungs), guard.select or suite.select, guard.sealed)
+        most, top = guard.search or math.ceil(suite.rungs[-1] / tasks), suite.rungs[-1]
+        rides = _Need(tuple(math.ceil(most * rung / top) for rung in suite.rungs), guard.select or suite.select, guard.sealed)
         need |= dict.fromkeys(guard.tasks, rides)
     return need
 

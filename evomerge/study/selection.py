@@ -14,6 +14,7 @@ from evomerge.guards.aggregate import aggregate
 from evomerge.guards.paired import Comparison, compare_tasks, holm
 from evomerge.guards.regression import Verdict, decide
 from evomerge.scoring.scores import Scores
+from evomerge.study.estimate import Estimate
 from evomerge.study.experiment import Experiment
 from evomerge.study.trial import Outcome
 
@@ -46,10 +47,16 @@ def finalists(outcomes: Sequence[Outcome], most: int, top: int) -> list[Outcome]
 
 
 def contending(baselines: Sequence[Outcome]) -> list[Outcome]:
-    """The baselines that may be the best: not yet behind it by three standard errors on search documents."""
-    known = [(o, o.estimate) for o in baselines if o.state != "failed" and o.estimate]
-    best = max((estimate for _, estimate in known), key=lambda estimate: estimate.value, default=None)
-    return [o for o, e in known if best and best.value - e.value <= BEHIND * math.hypot(best.se, e.se)]
+    """The baselines that may be the best: on search documents their mean skill is not yet behind by three standard errors."""
+    known = [(outcome, *_mean_skill(outcome.estimate)) for outcome in baselines if outcome.estimate]
+    _, best, best_se = max(known, key=lambda entry: entry[1], default=(None, 0.0, 0.0))
+    return [outcome for outcome, mean, se in known if best - mean <= BEHIND * math.hypot(best_se, se)]
+
+
+def _mean_skill(estimate: Estimate) -> tuple[float, float]:
+    """Plain mean of the tasks and its standard error: of the other aggregates, those near 0 are too uncertain to pass over."""
+    tasks = estimate.tasks.values()
+    return sum(task.mean for task in tasks) / len(tasks), math.hypot(*(task.se for task in tasks)) / len(tasks)
 
 
 class Judge:

@@ -15,7 +15,7 @@ from .rows import packed_text
 from .skills import GUARD, SKILLS, TARGETS, Document, distinct, stream
 
 SHORT, LONG = 4000, 2000  # documents of a task
-PREFIXES = 32  # shared by the long documents, so that an engine that caches prefixes reads each of them once
+PREFIXES = 12  # shared by the long documents, so that an engine that caches prefixes reads each of them once
 PREFIX_LENGTH = 420  # with the question 430-445 tokens: well past the 256 that the models were trained at
 HEAL_ROWS = 400  # a skill
 KL_PROMPTS = 96

@@ -72,6 +72,20 @@ def test_bfloat16_is_rounded_once(method, table):
     assert (merged != once).float().mean() < 1e-3  # only where float32 lands beside the middle of two bfloat16
 
 
+@pytest.mark.parametrize("doubled", ["base", "source"])
+@pytest.mark.parametrize("resident", [False, True])
+def test_one_float64_input_makes_it_float64_inside(doubled, resident):
+    given = inputs("ties", (500,), torch.float32, resident=resident)
+    base = given.base.double() + 1e-12 if doubled == "base" else given.base
+    sources = (given.sources[0].double() + (1e-12 if doubled == "source" else 0), *given.sources[1:])
+    mixed = Inputs(base, sources if doubled == "source" else given.sources, given.place, resident)
+
+    merged = merge_tensor("task_arithmetic", mixed, {"weight": (0.5, 0.2, 0.7)}, torch.float64)
+
+    expected = merge("task_arithmetic", mixed.base, mixed.sources, {"weight": (0.5, 0.2, 0.7)}, NAMES)
+    assert_close(merged, torch.from_numpy(expected), rtol=1e-14, atol=1e-16)
+
+
 @everywhere
 @both
 @pytest.mark.parametrize("resident", [False, True])
