@@ -63,21 +63,6 @@ class Suite:
         lists = {"tasks": dict(self.tasks), "include": list(self.include), "rungs": list(self.rungs)}
         return {**vars(self), **lists}
 
-    def combine(self, means: Mapping[str, float], parents: Mapping[str, float] | None = None) -> float:
-        """The means of the tasks as one number; `parents` is each task's best parent, for `relative`."""
-        if self.aggregate == "relative":
-            if parents is None:
-                raise SuiteError("aggregate `relative` needs the parents' scores: score the base and every source first")
-            means = {task: means[task] / max(parents[task], FLOOR) for task in self.tasks}
-        if self.aggregate == "min":
-            return min(means[task] for task, weight in self.tasks.items() if weight)
-        if self.aggregate == "geometric":
-            return math.exp(self._average({task: math.log(max(_positive(task, means[task]), FLOOR)) for task in self.tasks}))
-        return self._average(means)
-
-    def _average(self, means: Mapping[str, float]) -> float:
-        return math.fsum(weight * means[task] for task, weight in self.tasks.items()) / math.fsum(self.tasks.values())
-
 
 @dataclass(frozen=True)
 class GuardConfig:
@@ -249,9 +234,3 @@ def _rungs(block: Block, default: tuple[int, ...], tasks: int) -> tuple[int, ...
             f"{place}: {list(numbers)} must grow from rung to rung and begin with at least one document per task ({tasks})"
         )
     return numbers
-
-
-def _positive(task: str, mean: float) -> float:
-    if mean < 0:
-        raise SuiteError(f"{task}: its mean is {mean:g} and a geometric aggregate takes no number below 0; use `aggregate: mean`")
-    return mean

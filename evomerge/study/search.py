@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate.checkpoint import Checkpoint, refuse_nan
 from evomerge.candidate.plan import plan
-from evomerge.errors import EvomergeError, StudyError
+from evomerge.errors import EvomergeError, StudyError, SuiteError
 from evomerge.guards.regression import require_documents
 from evomerge.recipe import Recipe
 from evomerge.scoring.suite import Splits
@@ -174,8 +174,18 @@ class Loop:
             )
             known[name] = result.scores
         self.arena.parents = {name: known[name] for name in recipes}
+        self._refuse_negative_means()
         for name in recipes:
             self.watch.scored(self._enter(name, recipes[name]), None)
+
+    def _refuse_negative_means(self) -> None:
+        """Metrics of which less is better are negated in rows: they can be averaged, and nothing else."""
+        kind = self.experiment.suite.aggregate
+        for task in self.experiment.suite.tasks:
+            if kind in ("geometric", "relative") and min(scores.mean(task) for scores in self.arena.parents.values()) < 0:
+                raise SuiteError(
+                    f"suite.aggregate: {kind} takes no task whose scores are below 0, as {task}'s are; use mean or min"
+                )
 
     def _parent(self, name: str, recipe: Recipe) -> Life[tuple[str, Result]]:
         return name, (yield Job(recipe, self.splits.rung(len(self.splits.rungs) - 1)))

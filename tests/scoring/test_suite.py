@@ -1,4 +1,3 @@
-import math
 import subprocess
 import sys
 
@@ -78,31 +77,6 @@ def test_splits_survive_json_and_their_hash_sees_an_edited_document() -> None:
     assert Splits.from_data(splits.to_data()) == splits
     assert Splits.from_data(splits.to_data()).hash == splits.hash
     assert edited.hash != splits.hash
-
-
-@pytest.mark.parametrize(
-    ("aggregate", "expected"), [("mean", 0.35), ("geometric", math.sqrt(0.2 * 0.5)), ("min", 0.2), ("relative", (0.5 + 2.0) / 2)]
-)
-def test_means_become_one_number(aggregate: str, expected: float) -> None:
-    suite = Suite({"a": 1.0, "b": 1.0}, aggregate=aggregate)
-
-    assert suite.combine({"a": 0.2, "b": 0.5}, {"a": 0.4, "b": 0.25}) == pytest.approx(expected, abs=1e-12)
-
-
-def test_weights_count() -> None:
-    assert Suite({"a": 3.0, "b": 1.0}, aggregate="mean").combine({"a": 1.0, "b": 0.0}) == 0.75
-    assert Suite({"a": 1.0, "b": 0.0}, aggregate="min").combine({"a": 0.5, "b": 0.0}) == 0.5
-
-
-def test_a_task_at_zero_does_not_hide_the_others_from_a_geometric_search() -> None:
-    suite = Suite({"a": 1.0, "b": 1.0})
-
-    assert 0 < suite.combine({"a": 0.0, "b": 0.2}) < suite.combine({"a": 0.0, "b": 0.4})
-
-
-def test_relative_needs_the_parents() -> None:
-    with pytest.raises(SuiteError, match="score the base and every source first"):
-        Suite({"a": 1.0}, aggregate="relative").combine({"a": 1.0})
 
 
 def test_a_suite_comes_back_from_its_data() -> None:

@@ -1,0 +1,92 @@
+"""Who is chosen, and what may be said of it."""
+
+import pytest
+
+from evomerge.document import Place
+from evomerge.guards.paired import compare
+from evomerge.guards.regression import decide
+from evomerge.recipe import Recipe
+from evomerge.study.estimate import Estimate, TaskEstimate
+from evomerge.study.selection import contending, decide_ending, finalists
+from evomerge.study.trial import Outcome
+
+
+def recipe(weight):
+    rule = {"match": "*", "method": "linear", "weight": weight}
+    return Recipe.from_data({"base": "b", "sources": {"a": "m"}, "rules": [rule]}, Place("x.yaml"))
+
+
+def outcome(name, value, se=0.01, *, weight=1.0, **changes):
+    estimate = Estimate(value, se, 100, {"task": TaskEstimate(value, se, 100)})
+    return Outcome(name, recipe(weight), **{"rung": 2, "estimate": estimate, **changes})
+
+
+def right(count, of=400):
+    """0/1 scores: the first `count` documents right."""
+    return {doc: float(doc < count) for doc in range(of)}
+
+
+BETTER = compare(right(300), right(200))
+UNSURE = compare({**right(200), 399: 1.0}, right(200))
+BEHIND = compare(right(200), right(200))
+PASSED = decide(right(380), right(379), 0.05)
+REFUSED = decide(right(380), right(300), 0.05)
+UNDECIDED = decide(right(380, 390), right(372, 390), 0.03)
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "guards", "ending"),
+    [
+        ({"base": BETTER}, {"kept": PASSED}, 0),
+        ({"base": BETTER}, {}, 0),
+        ({"base": BETTER, "average": UNSURE}, {"kept": PASSED}, 5),
+        ({"base": BETTER}, {"kept": UNDECIDED}, 5),
+        ({"base": BETTER, "average": BEHIND}, {"kept": UNDECIDED}, 3),
+        ({"base": BETTER, "average": BEHIND}, {"kept": REFUSED}, 4),
+        ({"base": BETTER}, {"kept": PASSED, "other": REFUSED}, 4),
+    ],
+)
+def test_the_first_ending_that_applies_is_the_verdict(comparisons, guards, ending):
+    decision = decide_ending(comparisons, guards)
+
+    assert decision.ending == ending
+    assert decision.reasons
+
+
+def test_comparisons_are_corrected_for_their_number():
+    alone, among = (decide_ending(dict.fromkeys(names, BETTER), {}).adjusted for names in (["a"], ["a", "b", "c"]))
+
+    assert among["a"] == pytest.approx(3 * alone["a"])
+
+
+def test_an_undecided_comparison_says_how_many_documents_would_decide():
+    decision = decide_ending({"base": UNSURE}, {})
+
+    # one document of 400: d = .0025, se = .0025: 400 · (2.4865 · se / d)² ≈ 2,470
+    assert "about 24" in decision.reasons[0]
+    assert "sealed documents would decide" in decision.reasons[0]
+
+
+def test_finalists_are_the_best_that_reached_the_top_and_kept_their_guards():
+    found = finalists(
+        [
+            outcome("low", 0.5, weight=0.1),
+            outcome("high", 0.9, weight=0.2),
+            outcome("stopped", 0.95, state="stopped", weight=0.3),
+            outcome("below", 0.96, rung=1, weight=0.4),
+            outcome("broken", 0.97, constraints={"kept": 0.01}, weight=0.5),
+            outcome("middle", 0.7, constraints={"kept": -0.01}, weight=0.6),
+            outcome("again", 0.9, weight=0.2),
+        ],
+        most=2,
+        top=2,
+    )
+
+    assert [o.name for o in found] == ["high", "middle"]
+
+
+def test_a_baseline_clearly_behind_the_best_is_out_of_reach():
+    best, near, far, vague = outcome("best", 0.6), outcome("near", 0.57), outcome("far", 0.5), outcome("vague", 0.5, se=0.05)
+
+    assert [o.name for o in contending([best, near, far, vague])] == ["best", "near", "vague"]
+    assert contending([]) == []
