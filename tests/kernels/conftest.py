@@ -1,13 +1,9 @@
-"""Kernels run on a CPU under Triton's interpreter, which must be asked for before triton is imported."""
+"""Kernels run on a GPU, or under Triton's interpreter (see ../conftest.py)."""
 
 import importlib.util
-import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
