@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-# Kernels run under Triton's interpreter where there is no GPU. It must be asked for before anything imports triton, and torch may.
+# Without a GPU kernels run under Triton's interpreter, to be asked for before anything imports triton; torch may.
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from tests.laboratory import build  # noqa: E402
+from tests.laboratory import build
 
 
 @pytest.fixture
