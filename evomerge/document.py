@@ -202,6 +202,14 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 _Dumper.add_representer(float, _represent_float)
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    breaks = any(char in value for char in "\x85\u2028\u2029")  # line breaks to YAML 1.1, folded away unless escaped
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def dump_yaml(data: object) -> str:
     """Plain data as YAML that `read_yaml` gives back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

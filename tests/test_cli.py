@@ -97,7 +97,15 @@ def test_an_interrupted_search_writes_its_report_and_ends_with_130(laboratory):
 
     space = change(laboratory, search={"trials": 100_000})
     command = [sys.executable, "-m", "evomerge.cli", "search", str(space), "--out", str(laboratory / "study"), "--workers", "1"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a test run in the background ignores it, and passes that on
+    )
     deadline = time.monotonic() + 120
     while not list((laboratory / "study/trials").glob("0003*")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -173,8 +173,8 @@ def _needs(suite: Suite, guard: GuardConfig | None) -> dict[str, _Need]:
         for i, task in enumerate(suite.tasks)
     }
     if guard:  # a guard task rides the rungs like the average target task; on select it must tell a loss from bad luck
-        most, top = guard.search or math.ceil(suite.rungs[-1] / tasks), suite.rungs[-1]
-        rides = _Need(tuple(math.ceil(most * rung / top) for rung in suite.rungs), guard.select or suite.select, guard.sealed)
+        share = guard.search / suite.rungs[-1] if guard.search else 1 / tasks
+        rides = _Need(tuple(math.ceil(rung * share) for rung in suite.rungs), guard.select or suite.select, guard.sealed)
         need |= dict.fromkeys(guard.tasks, rides)
     return need
 

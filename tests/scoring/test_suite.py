@@ -32,7 +32,7 @@ def test_totals_are_shared_among_the_targets_and_guards_ride_like_the_average_ta
         {"sort": 3, "flip": 3, "rank": 3, "past": 3},
         {"sort": 7, "flip": 7, "rank": 6, "past": 7},
     )
-    assert {task: len(ids) for task, ids in splits.select.items()} == {"sort": 3, "flip": 2, "rank": 2, "past": 3}
+    assert {task: len(ids) for task, ids in splits.select.items()} == {"sort": 3, "flip": 2, "rank": 2, "past": 7}
     assert {task: len(ids) for task, ids in splits.sealed.items()} == {"sort": 4, "flip": 4, "rank": 3, "past": 30}
 
 
@@ -43,6 +43,13 @@ def test_splits_follow_the_documents_and_not_their_order_in_the_file() -> None:
     for task in CATALOGUE:
         assert [59 - doc for doc in mirrored.sealed[task]] == list(splits.sealed[task])
     assert mirrored.hash != splits.hash
+
+
+def test_a_guard_may_ask_for_more_documents_on_the_rungs_and_on_select() -> None:
+    splits = split(SUITE, GuardConfig({"past": 0.5}, sealed=20, search=20, select=11), CATALOGUE)
+
+    assert [rung["past"] for rung in splits.rungs] == [4, 9, 20]  # in proportion to the rungs
+    assert (len(splits.select["past"]), len(splits.sealed["past"])) == (11, 20)
 
 
 def test_another_seed_gives_other_splits() -> None:
@@ -66,7 +73,7 @@ def test_equal_documents_are_used_once() -> None:
 def test_too_few_documents_are_told_with_both_numbers_for_each_task() -> None:
     short = {**CATALOGUE, "flip": ["a", "a", "b"], "past": ["c"] * 60}
 
-    with pytest.raises(SuiteError, match=r"flip has 2 and the splits ask for 13 .* past has 1 and the splits ask for 40"):
+    with pytest.raises(SuiteError, match=r"flip has 2 and the splits ask for 13 .* past has 1 and the splits ask for 44"):
         split(SUITE, GUARD, short)
 
 
