@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 FAILURES_IN_A_ROW = 20  # after so many the fault is not the candidates'
+MOST_WORKERS = 8  # on a CPU, unless told otherwise
 MARGIN = 1.3  # of the time that the ending is expected to take
 
 
@@ -94,10 +95,10 @@ def sampler_of(experiment: Experiment) -> Any:
 
 
 def default_workers() -> int:
-    """One per GPU; without one, one per core, which may be fewer than the machine has."""
+    """One per GPU; without one, one per core that this process may use, up to eight: each holds the models in memory."""
     import torch
 
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
 def _asks_for_more(experiment: Experiment, record: Record) -> bool:

@@ -212,3 +212,10 @@ def test_bad_input_is_refused_before_anything_is_written(laboratory, blocks, mes
         search(change(laboratory, **blocks), laboratory / "study", workers=1)
 
     assert not (laboratory / "study").exists()
+
+
+def test_a_budget_without_room_for_a_trial_says_so(laboratory):
+    ending = search(laboratory / "space.yaml", laboratory / "study", workers=1, budget=0.001)
+
+    assert ending == 3
+    assert "no trial was run" in certificate(laboratory / "study")["reasons"][0]
