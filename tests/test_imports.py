@@ -74,3 +74,21 @@ def test_a_light_module_loads_nothing_heavy(module):
 @pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["merge", "--help"], ["compare", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     assert loaded_after(RUN, *arguments) == []
+
+
+def test_a_dry_merge_loads_nothing_heavy(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "{base: zoo:models/base, sources: {sort: zoo:models/sort}, rules: [{match: '*', method: ties, density: 0.2}],"
+        " context: {rope_type: yarn, factor: 2}}"
+    )
+
+    assert loaded_after(RUN, "merge", str(recipe), "--dry-run") == []
+
+
+def test_the_public_names_are_all_there():
+    for name in evomerge.__all__:
+        assert getattr(evomerge, name) is not None
+    assert dir(evomerge) == sorted(evomerge.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'merg'"):
+        evomerge.merg  # noqa: B018
