@@ -109,7 +109,8 @@ class _Ending:
         return contending(list(self.baselines.values()))
 
     def _contenders(self, select: Mapping[str, Scores]) -> list[Contender]:
-        return [Contender(name, select[name]) for name in (*self.parents, *(o.name for o in self._contending()))]
+        parents = [Contender(name, select[name]) for name in self.parents]
+        return parents + [Contender(outcome.name, select[outcome.name], outcome) for outcome in self._contending()]
 
     # --- sealed: seen once, by the chosen one as it lies on disk, its parents and the best baselines
 

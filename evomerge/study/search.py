@@ -340,5 +340,5 @@ class Loop:
         targets = sum(map(len, self.splits.sealed.values())) - guarded
         parents, finalists = len(self.arena.parents), self.experiment.search.finalists
         rivals = len(contending(list(self.baselines.values())))
-        # a winner and at most two rivals beside the parents; guards compare the winner with the base
-        return select * (parents + rivals + finalists + 1) + targets * (parents + 3) + guarded * 2
+        # a winner and at most three rivals beside the parents; guards compare the winner with the base
+        return select * (parents + rivals + finalists + 1) + targets * (parents + 4) + guarded * 2

@@ -47,8 +47,19 @@ def finalists(outcomes: Sequence[Outcome], most: int, top: int) -> list[Outcome]
 
 
 def contending(baselines: Sequence[Outcome]) -> list[Outcome]:
-    """The baselines that may be the best: on search documents their mean skill is not yet behind by three standard errors."""
-    known = [(outcome, *_mean_skill(outcome.estimate)) for outcome in baselines if outcome.estimate]
+    """The baselines that may be the best of their kind, merges alone or with more than a merge: on search documents their mean
+    skill is not yet behind that kind's best by three standard errors."""
+    kinds = ([o for o in baselines if merges_only(o) is kind] for kind in (True, False))
+    return [outcome for kind in kinds for outcome in _within_reach(kind)]
+
+
+def merges_only(outcome: Outcome) -> bool:
+    """Whether the recipe neither extends the context nor heals."""
+    return outcome.recipe.context is None and outcome.recipe.heal is None
+
+
+def _within_reach(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    known = [(outcome, *_mean_skill(outcome.estimate)) for outcome in outcomes if outcome.estimate]
     _, best, best_se = max(known, key=lambda entry: entry[1], default=(None, 0.0, 0.0))
     return [outcome for outcome, mean, se in known if best - mean <= BEHIND * math.hypot(best_se, se)]
 
@@ -101,9 +112,11 @@ def choose(contenders: Sequence[Contender], base: Scores, judge: Judge) -> Conte
 
 
 def rivals(baselines: Sequence[Contender], judge: Judge) -> list[str]:
-    """The baselines to be compared with: the best on select by the suite's aggregate, and by the plain mean of the tasks."""
-    measures = (judge.value, judge.mean_skill)
-    best = [max(baselines, key=lambda contender: measure(contender.scores)).name for measure in measures if baselines]
+    """The baselines to be compared with: the best on select by the suite's aggregate, by the plain mean of the tasks, and by
+    the plain mean among those that neither extend the context nor heal."""
+    merged = [c for c in baselines if c.outcome is None or merges_only(c.outcome)]
+    fields = ((judge.value, baselines), (judge.mean_skill, baselines), (judge.mean_skill, merged))
+    best = [max(field, key=lambda contender: measure(contender.scores)).name for measure, field in fields if field]
     return list(dict.fromkeys(best))
 
 

@@ -1,11 +1,13 @@
 """Who is chosen, and what may be said of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from evomerge.document import Place
 from evomerge.guards.paired import compare
 from evomerge.guards.regression import decide
-from evomerge.recipe import Recipe
+from evomerge.recipe import Context, Recipe
 from evomerge.study.estimate import Estimate, TaskEstimate
 from evomerge.study.selection import contending, decide_ending, finalists
 from evomerge.study.trial import Outcome
@@ -90,3 +92,11 @@ def test_a_baseline_clearly_behind_the_best_is_out_of_reach():
 
     assert [o.name for o in contending([best, near, far, vague])] == ["best", "near", "vague"]
     assert contending([]) == []
+
+
+def test_a_baseline_is_measured_against_its_own_kind():
+    extended = outcome("base-yarn", 0.9)
+    extended = replace(extended, recipe=replace(extended.recipe, context=Context("yarn", 2.0)))
+    merged, behind = outcome("average", 0.6), outcome("ties", 0.5)
+
+    assert [o.name for o in contending([extended, merged, behind])] == ["average", "base-yarn"]
