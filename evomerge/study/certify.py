@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +27,26 @@ Certificate = dict[str, Any]
 DISK = "winner"  # the chosen one, as it lies on disk
 
 
-def certify(
-    experiment: Experiment,
-    record: Record,
-    splits: Splits,
-    executor: Executor,
-    parents: Mapping[str, Scores],
-    baselines: Mapping[str, Outcome],
-    outcomes: Sequence[Outcome],
-    watch: Watcher,
-) -> Certificate:
-    """Everything after the last trial; writes `best/` and `certificate.json`, and returns the latter's content."""
-    return _Ending(experiment, record, splits, executor, parents, baselines, outcomes, watch).run()
+@dataclass
+class Closing:
+    """What a study knows when its last trial has ended; `certify` does the rest."""
 
+    experiment: Experiment
+    record: Record
+    splits: Splits
+    executor: Executor
+    parents: Mapping[str, Scores]
+    baselines: Mapping[str, Outcome]
+    outcomes: Sequence[Outcome]
+    watch: Watcher
 
-class _Ending:
-    def __init__(
-        self,
-        experiment: Experiment,
-        record: Record,
-        splits: Splits,
-        executor: Executor,
-        parents: Mapping[str, Scores],
-        baselines: Mapping[str, Outcome],
-        outcomes: Sequence[Outcome],
-        watch: Watcher,
-    ) -> None:
-        self.experiment, self.record, self.splits, self.executor = experiment, record, splits, executor
-        self.parents, self.baselines, self.outcomes, self.watch = parents, baselines, outcomes, watch
-        tasks = experiment.suite.tasks
-        best_parent = {task: max(scores.mean(task) for scores in parents.values()) for task in tasks}
-        self.judge = Judge(experiment, best_parent if experiment.suite.aggregate == "relative" else None)
-        self.recipes = parent_recipes(experiment.space)
+    def __post_init__(self) -> None:
+        best_parent = {task: max(scores.mean(task) for scores in self.parents.values()) for task in self.experiment.suite.tasks}
+        self.judge = Judge(self.experiment, best_parent if self.experiment.suite.aggregate == "relative" else None)
+        self.recipes = parent_recipes(self.experiment.space)
 
-    def run(self) -> Certificate:
+    def certify(self) -> Certificate:
+        """Everything after the last trial; writes `best/` and `certificate.json`, and returns the latter's content."""
         best = finalists(self.outcomes, self.experiment.search.finalists, len(self.splits.rungs) - 1)
         if not best:
             return self._write(self._nobody())

@@ -18,7 +18,7 @@ from evomerge.guards.regression import require_documents
 from evomerge.recipe import Recipe
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import baselines, parents
-from evomerge.study.certify import certify
+from evomerge.study.certify import Closing
 from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_executor
 from evomerge.study.experiment import Experiment
 from evomerge.study.lab import Lab, split_documents
@@ -131,7 +131,7 @@ class Loop:
             self._score_baselines()
             self._search()
             self._write_clock()
-            certificate = certify(
+            certificate = Closing(
                 self.experiment,
                 self.record,
                 self.splits,
@@ -140,7 +140,7 @@ class Loop:
                 self.baselines,
                 self.outcomes,
                 self.watch,
-            )
+            ).certify()
             self._write_clock()
         finally:
             self.executor.close()
