@@ -23,6 +23,12 @@ def parameters(study):
     return [trial.params for trial in optuna.load_study(study_name=None, storage=storage).trials]
 
 
+def ended(study):
+    """How every trial ended: its place in the race is part of what a resumed study must know."""
+    notes = {path.parent.name: json.loads(path.read_text()) for path in (study / "trials").glob("*/verdict.json")}
+    return {name: (note["state"], note["rung"], note["told"]) for name, note in notes.items()}
+
+
 def certificate(study):
     return json.loads((study / "certificate.json").read_text())
 
@@ -83,15 +89,19 @@ def test_a_finished_study_is_not_run_again(laboratory):
     assert {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != "lock"} == before
 
 
-def test_more_trials_go_on_from_a_finished_study(laboratory):
+def test_more_trials_go_on_from_a_finished_study_and_another_winner_takes_the_place_of_the_first(laboratory):
     study = laboratory / "study"
-    search(laboratory / "space.yaml", study, workers=1)
-    before = parameters(study)
-    search(laboratory / "space.yaml", study, workers=1, resume=True, trials=15)
+    search(laboratory / "space.yaml", study, workers=1, trials=3)
+    before, first = parameters(study), certificate(study)["winner"]
+    search(laboratory / "space.yaml", study, workers=1, resume=True, trials=25)
+    second = certificate(study)["winner"]
 
-    assert parameters(study)[:12] == before
-    assert len(parameters(study)) == 15
+    assert parameters(study)[:3] == before
+    assert len(parameters(study)) == 25
     assert certificate(study)["sealed_looks"] == 2
+    assert second["name"] != first["name"]
+    assert (study / "best/recipe.yaml").read_text() == (study / "trials" / second["name"] / "recipe.yaml").read_text()
+    assert second["sealed"]["value"] > first["sealed"]["value"]
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])  # GP: seconds a trial; see test_samplers.py
@@ -104,6 +114,7 @@ def test_an_interrupted_study_proposes_what_it_would_have_proposed(laboratory, s
     search(space, laboratory / "study", workers=1, resume=True)
 
     assert parameters(laboratory / "study") == parameters(laboratory / "whole")
+    assert ended(laboratory / "study") == ended(laboratory / "whole")
     assert certificate(laboratory / "study")["winner"] == certificate(laboratory / "whole")["winner"]
 
 

@@ -8,8 +8,10 @@ from evomerge.document import Place
 from evomerge.guards.paired import compare
 from evomerge.guards.regression import decide
 from evomerge.recipe import Context, Recipe
+from evomerge.scoring.scores import Row, Scores
 from evomerge.study.estimate import Estimate, TaskEstimate
-from evomerge.study.selection import contending, decide_ending, finalists
+from evomerge.study.experiment import Experiment
+from evomerge.study.selection import Contender, Judge, choose, contending, decide_ending, finalists, rivals
 from evomerge.study.trial import Outcome
 
 
@@ -100,3 +102,39 @@ def test_a_baseline_is_measured_against_its_own_kind():
     merged, behind = outcome("average", 0.6), outcome("ties", 0.5)
 
     assert [o.name for o in contending([extended, merged, behind])] == ["average", "base-yarn"]
+
+
+def scored(near, close, kept):
+    counts = {"near": near, "close": close, "kept": kept}
+    return Scores(tuple(Row(task, doc, f"{task}{doc}", float(doc < n)) for task, n in counts.items() for doc in range(100)))
+
+
+def test_the_best_on_select_that_keeps_its_guards_there_is_chosen(laboratory):
+    judge, base = Judge(Experiment.read(laboratory / "space.yaml"), None), scored(50, 50, 90)
+    contenders = [
+        Contender("good", scored(70, 70, 85)),
+        Contender("better", scored(80, 80, 85)),
+        Contender("forgets", scored(95, 95, 70)),  # loses 20 points of the guard, 10 are allowed
+        Contender(
+            "lopsided", scored(100, 55, 90)
+        ),  # the higher mean of two tasks than "good", the lower geometric one than "better"
+    ]
+
+    chosen = choose(contenders, base, judge)
+
+    assert chosen is not None
+    assert chosen.name == "better"
+    assert choose(contenders[2:3], base, judge) is None
+
+
+def test_rivals_are_the_best_by_each_measure_and_the_best_plain_merge(laboratory):
+    judge = Judge(Experiment.read(laboratory / "space.yaml"), None)
+    extended = outcome("base-yarn", 0.9)
+    extended = replace(extended, recipe=replace(extended.recipe, context=Context("yarn", 2.0)))
+    baselines = [
+        Contender("base-yarn", scored(80, 80, 90), extended),
+        Contender("lopsided", scored(100, 62, 90), outcome("lopsided", 0.8)),  # mean .81, geometric .787
+        Contender("weak", scored(50, 50, 90), outcome("weak", 0.5)),
+    ]
+
+    assert rivals(baselines, judge) == ["base-yarn", "lopsided"]
