@@ -87,14 +87,12 @@ class Space:
 
 def suggest(space: Space, trial: BaseTrial) -> Recipe:
     """The recipe that an Optuna trial proposes; works with any study and any sampler."""
-    from optuna.distributions import CategoricalDistribution
-
-    values: dict[str, Any] = {}
-    for name, distribution in space.distributions().items():
-        if isinstance(distribution, CategoricalDistribution):
-            values[name] = trial.suggest_categorical(name, distribution.choices)
+    values: dict[str, float | int] = {}
+    for p in space.parameters:
+        if p.options:
+            values[p.name] = trial.suggest_categorical(p.name, tuple(range(p.options)))
         else:
-            values[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)  # type: ignore[attr-defined]
+            values[p.name] = trial.suggest_float(p.name, p.low, p.high, log=p.log)
     return space.build(values)
 
 

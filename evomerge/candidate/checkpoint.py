@@ -83,7 +83,8 @@ class Checkpoint:
         file = self.files[name]
         if file not in self._open:
             self._open[file] = safe_open(file, framework="pt")
-        return self._open[file].get_tensor(name)  # type: ignore[no-any-return]
+        tensor: Tensor = self._open[file].get_tensor(name)
+        return tensor
 
     @functools.cached_property
     def tokenizer_files(self) -> tuple[Path, ...]:

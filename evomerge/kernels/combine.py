@@ -152,7 +152,8 @@ def _numbers(
         voices = weights * rescale * scales.unsqueeze(1)
     else:
         voices = weights * rescale if ballot.weighted else rescale.expand_as(weights)
-    return tuple(numbers.float().contiguous().to(device) for numbers in (weights, voices, scales))  # type: ignore[return-value]
+    weights, voices, scales = (numbers.float().contiguous().to(device) for numbers in (weights, voices, scales))
+    return weights, voices, scales
 
 
 def _limits(keep: Keep, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -162,8 +163,8 @@ def _limits(keep: Keep, count: int, device: torch.device) -> tuple[Tensor, Tenso
         limits, keys, kind = list(keep.rates), [_signed(key) for key in keep.keys], DROP
     elif keep is not None:
         limits, lasts, kind = [trim.magnitude for trim in keep], [trim.last for trim in keep], TRIM
-    numbers = torch.tensor(limits, dtype=torch.float32), torch.tensor(lasts), torch.tensor(keys)
-    return (*(number.to(device) for number in numbers), kind)  # type: ignore[return-value]
+    at = torch.tensor(limits, dtype=torch.float32, device=device)
+    return at, torch.tensor(lasts, device=device), torch.tensor(keys, device=device), kind
 
 
 def _signed(key: int) -> int:

@@ -158,7 +158,8 @@ class Forward:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.module.get_output_embeddings()(hidden).float()  # type: ignore[no-any-return]
+        logits: Tensor = self.module.get_output_embeddings()(hidden).float()
+        return logits
 
     def read(self, prefixes: Sequence[Sequence[int]]) -> list[list[KeyValue]]:
         """For each prefix what the layers remember of it: [heads, T, D]."""

@@ -119,11 +119,11 @@ def resolve(reference: str, root: Path | None, place: str) -> Callable[..., Any]
         ) from error
     finally:
         sys.path.pop(0)
-    function = getattr(module, name, None)
+    function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
         known = tuple(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise ScoringError(f"{place}: {module.__file__} has no function {name!r}{nearest(name, known)}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _import(name: str, root: Path) -> ModuleType:

@@ -174,12 +174,12 @@ def _value(name: str, task: Any, metrics: Mapping[str, Any]) -> float:
     """The main metric of one document, turned so that more is better."""
     directions = task.higher_is_better()
     metric = next((key for key in directions if key in metrics), next(iter(metrics), ""))
-    value = metrics.get(metric)
+    value: Any = metrics.get(metric)
     if metric in LOG_LIKELIHOODS:
         total, count = value if isinstance(value, tuple) else (value, 1)
         return float(total) / float(max(count, 1))
     try:
-        number: float = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except (TypeError, ValueError):
         raise SuiteError(
             f"{name}: its first metric, {metric!r}, has no value for a single document; put acc or exact_match first"
@@ -231,7 +231,8 @@ def _chat_template(lm: Any, options: Mapping[str, Any]) -> Callable[..., str]:
     template = options["apply_chat_template"]
     if isinstance(template, str):
         lm.chat_template(template)  # raises where the tokenizer has none of this name
-    return lm.apply_chat_template  # type: ignore[no-any-return]
+    apply: Callable[..., str] = lm.apply_chat_template
+    return apply
 
 
 def _remember_answers(task: Any) -> None:

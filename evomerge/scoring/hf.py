@@ -82,7 +82,7 @@ class HfScorer:
         self._lm = self.module = None
 
 
-class LiveLM(HFLM):  # type: ignore[misc]
+class LiveLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """lm-eval's HFLM over a live module, with the same answers sooner: see forward.py and greedy.py."""
 
     def __init__(self, module: Any, tokenizer: Any, tokens: int = TOKENS["cpu"]) -> None:

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 class CandidateWorker:
     """Mixed into the worker by `worker_extension_cls`; called by `llm.collective_rpc`."""
 
+    if TYPE_CHECKING:  # what vLLM's own worker brings
+        reload_weights: Any
+        model_runner: Any
+        vllm_config: Any
+
     def load_candidate(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self.reload_weights(weights_iterator=iter(weights))  # type: ignore[attr-defined]
+        self.reload_weights(weights_iterator=iter(weights))
         self.repack_tied_heads()
 
     def repack_tied_heads(self) -> None:
@@ -27,7 +32,7 @@ class CandidateWorker:
     @torch.inference_mode()
     def wipe_cache(self) -> None:
         """Zeroes all keys and values: a NaN left behind the end of the next text is multiplied by 0, and stays NaN."""
-        for cache in self.model_runner.kv_caches:  # type: ignore[attr-defined]
+        for cache in self.model_runner.kv_caches:
             cache.zero_()
 
     def exchange_rope(self, parameters: Mapping[str, Any], length: int) -> int:
@@ -35,14 +40,15 @@ class CandidateWorker:
         from vllm.config import set_current_vllm_config
 
         attentions: list[Any] = [module for module in self._model.modules() if hasattr(module, "rotary_emb")]
-        with set_current_vllm_config(self.vllm_config), _fresh_tables():  # type: ignore[attr-defined]
+        with set_current_vllm_config(self.vllm_config), _fresh_tables():
             for module in attentions:
                 module.rotary_emb = _rope(module.rotary_emb, parameters, length)
         return min(len(module.rotary_emb.cos_sin_cache) for module in attentions)
 
     @property
     def _model(self) -> nn.Module:
-        return self.model_runner.get_model()  # type: ignore[attr-defined, no-any-return]
+        model: nn.Module = self.model_runner.get_model()
+        return model
 
 
 def tied_heads(model: nn.Module) -> Iterator[Any]:

@@ -169,12 +169,12 @@ class _Lane:
     def _receive(self) -> Result | None:
         """The result, or None where the worker died and the job was given to a new one."""
         try:
-            answer = self.pipe.recv()
+            answer: Result | Exception = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             return self._bury()
-        if isinstance(answer, BaseException):
+        if isinstance(answer, Exception):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def _bury(self) -> Result | None:
         self.process.join()
