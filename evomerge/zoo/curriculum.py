@@ -119,7 +119,7 @@ def backward(model: LlamaForCausalLM, rows: Rows) -> float:
     losses = cross_entropy(logits.flatten(0, 1), rows.tokens[:, 1:].flatten(), reduction="none")
     weights = rows.weights[:, 1:].flatten()
     loss: Tensor = (losses * weights).sum() / weights.sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
     return loss.item()
 
 
