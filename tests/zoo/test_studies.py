@@ -1,29 +1,31 @@
-"""The same search over several families: the variants are what they say, and the table's arithmetic is right."""
+"""The same search over several families: the variants are what they say."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from evomerge.document import dump_yaml
+from evomerge.scoring.suite import split
 from evomerge.study.experiment import Experiment
-from evomerge.zoo.studies import experiment, table
+from evomerge.zoo.studies import UNSEEN, every_document, experiment
 
 SPACE = Path(__file__).parents[2] / "search_spaces/quickstart.yaml"
 
 
-def read(folder, variant):
-    (folder / "x.yaml").write_text(dump_yaml(experiment(SPACE, folder, variant)))
+def written(folder, data):
+    (folder / "x.yaml").write_text(dump_yaml(data))
     return Experiment.read(folder / "x.yaml")
 
 
-def certified(folder, seed, winner, others, ending=0):
-    study = folder / f"seed-{seed}/search"
-    study.mkdir(parents=True)
-    sealed = {name: {"mean_skill": mean} for name, mean in {**others, "winner": winner}.items()}
-    verdict = {0: "better and certified", 3: "keep your parent"}[ending]
-    found = {"ending": ending, "verdict": verdict, "sealed": sealed, "guards": {"zoo_past": {"loss": 0.012}}}
-    (study / "certificate.json").write_text(json.dumps({**found, "trials": 98, "documents": 63762}))
+def read(folder, variant, trials=None):
+    return written(folder, experiment(SPACE, folder, variant, trials))
+
+
+@pytest.fixture
+def searched(tmp_path):
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search/certificate.json").write_text('{"trials": 98}')
+    return tmp_path
 
 
 def test_the_quickstart_searches_all_five_kinds_of_number(tmp_path):
@@ -40,12 +42,17 @@ def test_the_sources_of_a_family_are_its_own(tmp_path):
     assert recipe.sources["flip"].model == str(tmp_path / "models/flip")
 
 
-def test_without_a_race_the_same_number_of_trials_runs_to_the_top(tmp_path):
-    (tmp_path / "search").mkdir()
-    (tmp_path / "search/certificate.json").write_text('{"trials": 98}')
-    search = read(tmp_path, "no-race").search
+def test_without_a_race_the_same_number_of_trials_runs_to_the_top(searched):
+    search = read(searched, "no-race").search
 
-    assert (search.eta, search.trials, search.budget) == (1.0, 98, None)
+    assert (search.eta, search.trials, search.budget, search.baselines) == (1.0, 98, None, False)
+
+
+@pytest.mark.parametrize("variant", ["search", "one-weight"])
+def test_a_number_of_trials_takes_the_place_of_the_clock(tmp_path, variant):
+    assert read(tmp_path, variant).search.budget == Experiment.read(SPACE).search.budget
+
+    assert (read(tmp_path, variant, 40).search.trials, read(tmp_path, variant, 40).search.budget) == (40, None)
 
 
 def test_one_weight_an_expert_is_three_numbers(tmp_path):
@@ -54,27 +61,6 @@ def test_one_weight_an_expert_is_three_numbers(tmp_path):
     assert [parameter.name for parameter in found.space.parameters] == [
         f"rules[0].weight.{name}" for name in ("sort", "flip", "rank")
     ]
-    assert found.search.budget == read(tmp_path, "search").search.budget
-
-
-def test_gains_are_against_the_best_plain_merge_and_nothing_certified_counts_as_none(tmp_path):
-    certified(tmp_path, 2, 0.60, {"base": 0.42, "ties-0.2-0.3": 0.45, "base-healed": 0.57})
-    certified(tmp_path, 3, 0.50, {"base": 0.45, "base-yarn": 0.52}, ending=3)
-    lines = table(tmp_path, [2, 3], ["search"])
-
-    row = (
-        "| 2 | search | better and certified | 60.0 | ties-0.2-0.3 45.0 | +15.0 | base-healed 57.0 | +3.0 | +1.2 | 98 | 63,762 |"
-    )
-    assert lines[2] == row
-    assert "| +0.0 |" in lines[3]
-    # gains 15 and 0: mean 7.5, standard error 7.5, t(1) = 12.706
-    assert lines[-1] == "search: mean gain +7.5 points [-87.8, +102.8] over 2 seeds"
-
-
-def test_one_seed_has_no_interval(tmp_path):
-    certified(tmp_path, 2, 0.60, {"base": 0.45})
-
-    assert table(tmp_path, [2], ["search"])[-1] == "search: mean gain +15.0 points, one seed"
 
 
 @pytest.mark.parametrize("variant", ["search", "one-weight"])
@@ -82,3 +68,13 @@ def test_a_variant_leaves_suite_and_guard_as_they_are(tmp_path, variant):
     found = read(tmp_path, variant)
 
     assert (found.suite, found.guard) == (Experiment.read(SPACE).suite, Experiment.read(SPACE).guard)
+
+
+def test_a_winner_is_scored_again_on_the_studys_own_sealed_documents_and_all_others(tmp_path):
+    whole = written(tmp_path, every_document(SPACE, tmp_path))
+    catalogue = {task: [f"{task} {i}" for i in range(2000)] for task in whole.suite.tasks}
+    again, once = split(whole.suite, None, catalogue), split(Experiment.read(SPACE).suite, None, catalogue)
+
+    for task in catalogue:
+        assert len(set(again.sealed[task])) == UNSEEN
+        assert set(once.sealed[task]) < set(again.sealed[task])
