@@ -28,6 +28,7 @@ class SearchConfig:
     seed: int = 0
     eta: float = 3.0  # one in eta goes on at each rung; 1 races nobody
     heal_after: int = 0  # the rung that an unhealed recipe must survive before its healing is paid for
+    heal_eta: float = 1.5  # one in heal_eta survives it: mild, as the unhealed form says little of the healed one
     finalists: int = 5
     baselines: bool = True
     sampler_options: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -42,6 +43,7 @@ class SearchConfig:
             seed=block.integer("seed", cls.seed),
             eta=float(block.number("eta", cls.eta, low=1.0)),
             heal_after=block.integer("heal_after", cls.heal_after),
+            heal_eta=float(block.number("heal_eta", cls.heal_eta, low=1.0)),
             finalists=block.integer("finalists", cls.finalists, low=1),
             baselines=block.flag("baselines", cls.baselines),
             sampler_options=dict(block.mapping("sampler_options", {})),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,8 @@ class Arrival:
     value: float
     baseline: bool = False
     violated: bool = False
+    healed: bool = False  # healed candidates compete with healed ones: an unhealed form says little of what healing makes of it
+    eta: float | None = None  # one in `eta` goes on; None: the race's own
 
     @property
     def standing(self) -> float:
@@ -50,7 +53,7 @@ class Race:
             raise ValueError(f"a race needs a rung or more and eta of 1 or above, not {rungs} and {eta}")
         self.rungs, self.eta = rungs, eta
         self.arrivals: list[Arrival] = []
-        self._survivors: list[set[Hashable]] = [set() for _ in range(rungs)]
+        self._survivors: defaultdict[tuple[int, bool], set[Hashable]] = defaultdict(set)  # of a rung, healed or not
         self._told: dict[Hashable, float] = {}
         for arrival in arrivals:
             self.arrive(arrival)
@@ -75,19 +78,20 @@ class Race:
 
     def _note(self, arrival: Arrival, decision: Decision) -> None:
         if decision.reason == "ahead":
-            self._survivors[arrival.rung].add(arrival.trial)
+            self._survivors[arrival.rung, arrival.healed].add(arrival.trial)
         if decision.told is not None:
             self._told[arrival.trial] = decision.told
 
-    def told_value(self, value: float, rung: int, stopped: bool = True) -> float:
+    def told_value(self, arrival: Arrival) -> float:
         """What the sampler is told: the estimate; of a stopped trial at most just below the lowest survivor told so far.
 
         Its own estimate comes from few documents and may be lucky; a survivor's, from more, came down to earth. Survivors
         are trials that went on from this rung; baselines, which go on whatever they score, are none. Trials held down by
         the same survivor keep their order: the gap is 1 to 3 times `JUST_BELOW`, less for the better.
         """
-        survivors = [self._told[trial] for trial in self._survivors[rung] if trial in self._told]
-        if not stopped or not survivors:
+        value, rung = arrival.value, self._survivors[arrival.rung, arrival.healed]
+        survivors = [self._told[trial] for trial in rung if trial in self._told]
+        if not survivors:
             return value
         return min(value, min(survivors) - JUST_BELOW * (2 - value / (1 + abs(value))))
 
@@ -96,14 +100,14 @@ class Race:
         if arrival.baseline:
             return Decision(not last, "baseline", arrival.value if last else None)
         if arrival.violated:
-            return Decision(False, "guard", self.told_value(arrival.value, arrival.rung))
+            return Decision(False, "guard", self.told_value(arrival))
         if last:
             return Decision(False, "finished", arrival.value)
         if self._ahead(arrival):
             return Decision(True, "ahead")
-        return Decision(False, "behind", self.told_value(arrival.value, arrival.rung))
+        return Decision(False, "behind", self.told_value(arrival))
 
     def _ahead(self, arrival: Arrival) -> bool:
-        reached = [a.standing for a in self.arrivals if a.rung == arrival.rung]
+        reached = [a.standing for a in self.arrivals if (a.rung, a.healed) == (arrival.rung, arrival.healed)]
         better = sum(standing > arrival.standing for standing in reached)
-        return better < max(1, math.floor(len(reached) / self.eta))
+        return better < max(1, math.floor(len(reached) / (arrival.eta or self.eta)))

@@ -123,7 +123,7 @@ def live(name: str, recipe: Recipe, arena: Arena, *, earns_healing: bool = True)
     try:
         if recipe.heal is None or not earns_healing:
             return (yield from climb(name, recipe, arena))
-        plain = yield from climb(name, replace(recipe, heal=None), arena, last=arena.experiment.search.heal_after)
+        plain = yield from climb(name, replace(recipe, heal=None), arena, until=arena.experiment.search.heal_after)
         if plain.state == "stopped":
             return plain
         healed = yield from climb(f"{name} healed", recipe, arena)
@@ -138,26 +138,26 @@ def live(name: str, recipe: Recipe, arena: Arena, *, earns_healing: bool = True)
         return Outcome(name, recipe, "failed", reason=str(failure))
 
 
-def climb(name: str, recipe: Recipe, arena: Arena, *, last: int | None = None) -> Life[Outcome]:
-    """Rung by rung until the race or the top ends it."""
-    top = len(arena.splits.rungs) - 1
+def climb(name: str, recipe: Recipe, arena: Arena, *, until: int | None = None) -> Life[Outcome]:
+    """Rung by rung until the race or the top ends it, or the rung `until`, after which one in `heal_eta` is healed."""
     outcome = Outcome(name, recipe)
-    for rung in range((top if last is None else last) + 1):
+    for rung in range(len(arena.splits.rungs) if until is None else until + 1):
         job = Job(recipe, _new(arena.splits.rung(rung), outcome.scores), kl=_wants_kl(arena, outcome))
-        outcome = _scored(outcome, (yield job), rung, arena)
+        outcome = _scored(outcome, (yield job), rung, arena, arena.experiment.search.heal_eta if rung == until else None)
         if outcome.arrivals[-1][1].reason in ("behind", "guard"):
             return replace(outcome, state="stopped", reason=outcome.arrivals[-1][1].reason)
     return outcome
 
 
-def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena) -> Outcome:
+def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena, eta: float | None) -> Outcome:
     """The outcome with a rung's scores in it, entered in the race."""
     if result.error is not None:
         raise Failure(result.error)
     scores = outcome.scores + result.scores
     kl = outcome.kl if result.kl is None else result.kl
     estimate = arena.estimate(scores)
-    arrival = Arrival(outcome.name, rung, estimate.value, violated=arena.violated(scores, kl))
+    healed, violated = outcome.recipe.heal is not None, arena.violated(scores, kl)
+    arrival = Arrival(outcome.name, rung, estimate.value, violated=violated, healed=healed, eta=eta)
     decision = arena.race.arrive(arrival)
     return replace(
         outcome,

@@ -75,7 +75,7 @@ def experiment(space: Path, family: Path, variant: str, trials: int | None = Non
     recipe["base"] = str((family / "models/base").resolve())
     recipe["sources"] = {name: str((family / "models" / name).resolve()) for name in recipe["sources"]}
     if variant == "no-race":
-        search |= {"eta": 1, "baselines": False}
+        search |= {"eta": 1, "heal_eta": 1, "baselines": False}
         trials = int(certificate(family / "search")["trials"])
     if trials:
         search["trials"] = trials

@@ -84,7 +84,7 @@ def test_trials_held_down_by_the_same_survivor_keep_their_order():
     run(race, [0.5])
     race.arrive(Arrival(0, 1, 0.3))
 
-    told = [race.told_value(value, 0) for value in (0.48, 0.47, 0.31, 0.2999, 0.1)]
+    told = [race.told_value(Arrival("next", 0, value)) for value in (0.48, 0.47, 0.31, 0.2999, 0.1)]
 
     assert told == sorted(told, reverse=True)
     assert len(set(told)) == 5
@@ -103,8 +103,26 @@ def test_before_a_survivor_is_told_a_stopped_trial_is_told_its_estimate():
     run(race, [0.5])
     race.arrive(Arrival(0, 1, 0.2))
 
-    assert race.told_value(0.4, rung=0) == 0.4
-    assert race.told_value(0.4, rung=0, stopped=False) == 0.4
+    assert race.told_value(Arrival("next", 0, 0.4)) == 0.4
+
+
+def test_healed_and_unhealed_candidates_race_apart():
+    race = Race(rungs=2, eta=2)
+    run(race, [0.6, 0.5, 0.7], healed=True)
+    race.arrive(Arrival(0, 1, 0.3, healed=True))
+
+    best, next_best = run(race, [0.2, 0.1], first=3)
+
+    assert best.goes_on  # nobody healed stands in its way
+    assert next_best.told == 0.1  # nor holds it down
+    assert race.told_value(Arrival("lucky", 0, 0.5, healed=True)) < 0.3
+
+
+def test_an_arrival_may_be_let_through_more_mildly_than_the_race_does():
+    values = [0.5, 0.4, 0.3, 0.45]
+
+    assert [d.goes_on for d in run(Race(rungs=2, eta=4), values)] == [True, False, False, False]
+    assert [d.goes_on for d in run(Race(rungs=2, eta=4), values, eta=1.5)] == [True, False, False, True]
 
 
 def test_a_trial_arrives_once_at_each_rung_and_not_after_it_was_told():

@@ -112,6 +112,15 @@ def test_healing_is_paid_for_only_by_what_survives_its_rung_unhealed(arena, reci
     assert good.documents == 30 + 120
 
 
+def test_the_rung_that_pays_for_healing_is_mild_and_the_race_of_the_healed_is_not(arena, recipe):
+    run(live("0000-x", healing(recipe), arena), GOOD)
+    outcome, jobs = run(live("0001-y", healing(recipe), arena), {"near": 6, "close": 6, "kept": 5})
+
+    # second of three unhealed, the base among them: one in 2 would not go on, one in 1.5 does; healed it is second of two
+    assert [job.recipe.heal is not None for job in jobs] == [False, True]
+    assert (outcome.state, outcome.rung, outcome.recipe.heal is not None) == ("stopped", 0, True)
+
+
 def test_a_healed_baseline_need_not_earn_it(arena, recipe):
     outcome, jobs = run(live("base-healed", healing(recipe), arena, earns_healing=False), GOOD)
 
