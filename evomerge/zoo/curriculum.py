@@ -4,6 +4,7 @@ On such a family merging works and searching pays. Experts trained to the end kn
 them is lost; experts that also see the other skills forget nothing, and there is nothing to find.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -26,15 +27,20 @@ WARM_UP = 10
 
 @dataclass(frozen=True)
 class BaseRule:
-    """A base stops when every skill lies within `slack` of its goal, now and on average."""
+    """A base stops when every skill lies within `slack` of its goal, now and on average, or when it comes no nearer.
+
+    Some never hit all goals at once: a skill that came too far does not go again. Those go back to where they were nearest.
+    """
 
     goals: Mapping[str, float] = field(default_factory=lambda: {"sort": 0.42, "flip": 0.42, "rank": 0.55, GUARD: 0.91})
     slack: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TARGETS, 0.17) | {GUARD: 0.025})
     every: int = 15
+    patience: int = 12  # measurements
     cap: int = 800
 
-    def holds(self, skill: Mapping[str, float]) -> bool:
-        return all(abs(skill[name] - goal) <= self.slack[name] for name, goal in self.goals.items())
+    def distance(self, *skills: Mapping[str, float]) -> float:
+        """From the goals, in slacks: 1 or less where the base may stop."""
+        return max(abs(skill[name] - goal) / self.slack[name] for name, goal in self.goals.items() for skill in skills)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ def train_base(model: LlamaForCausalLM, seed: str, rule: BaseRule, scale: float,
     packer = Packer(tuple(SKILLS), LENGTH, seed)
     average = dict.fromkeys(SKILLS, 0.0)
     history: History = []
+    nearest = Nearest()
     for step in range(1, scaled(rule.cap, scale) + 1):
         loss = backward(model, packer.draw(ROWS, shares(rule, average)))
         optimizer.step(min(1.0, step / WARM_UP) * max(0.1, gap(rule, average)))
@@ -75,9 +82,23 @@ def train_base(model: LlamaForCausalLM, seed: str, rule: BaseRule, scale: float,
         history.append(Point(step * ROWS * LENGTH, loss, exam.take(model)))
         say(history[-1])
         average = {name: 0.4 * average[name] + 0.6 * skill for name, skill in history[-1].skill.items()}
-        if rule.holds(history[-1].skill) and rule.holds(average):
+        nearest.see(model, rule.distance(history[-1].skill, average), len(history))
+        if nearest.distance <= 1 or len(history) - nearest.place >= rule.patience:
             break
-    return history
+    model.load_state_dict(nearest.weights)
+    return history[: nearest.place]
+
+
+class Nearest:
+    """The weights that were nearest to the goals so far."""
+
+    distance, place = math.inf, 0
+
+    def see(self, model: LlamaForCausalLM, distance: float, place: int) -> None:
+        """Keep these weights where none before were nearer."""
+        if distance <= self.distance:
+            self.distance, self.place = distance, place
+            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def train_expert(model: LlamaForCausalLM, skill: str, seed: str, rule: ExpertRule, scale: float, say: Say) -> History:
