@@ -50,6 +50,7 @@ DIALS: dict[str, Dial] = {
     "scale": Dial("number"),
     "r": Dial("number", low=0.0, whole=True),  # how much RAM+ makes up for averaging
     "alpha": Dial("number", low=0.0, whole=True),  # and at most
+    "clip_norm": Dial("number", low=0.0, whole=True),  # the longest that a client's delta stays
     "tol": Dial("number", low=0.0, whole=True),
     "max_iter": Dial("count", low=1),
     "normalize": Dial("flag"),
@@ -61,7 +62,11 @@ DIALS: dict[str, Dial] = {
     "variant": Dial("word", words=("mergekit", "paper")),
 }
 WINDOW = Dial("number", per_source=True, low=0.0, high=0.5, whole=True)  # DELLA: how far chances to stay reach around density
-OWN_DIALS = {("della", "epsilon"): WINDOW, ("della_linear", "epsilon"): WINDOW}
+STRENGTH = Dial("number", per_source=True, whole=True)  # of a source's singular values
+OWN_DIALS = {
+    ("della", "epsilon"): WINDOW, ("della_linear", "epsilon"): WINDOW,
+    ("tsvm", "weight"): STRENGTH, ("iso_c", "weight"): STRENGTH,
+}  # fmt: skip
 
 # What each method takes, with its default; REQUIRED where a recipe must say.
 METHOD_KNOBS: dict[str, dict[str, Any]] = {
@@ -99,6 +104,9 @@ METHOD_KNOBS: dict[str, dict[str, Any]] = {
     "arcee_fusion": {},
     "ram": {"epsilon": 1e-5},
     "ramplus_tl": {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
+    "tsvm": {"weight": 1.0, "lambda": 1.0},
+    "iso_c": {"weight": 1.0, "lambda": 1.0},
+    "fedavg": {"weight": 1.0, "clip_norm": REQUIRED, "lambda": 1.0},
     "passthrough": {"scale": 1.0},
 }  # fmt: skip
 # How many sources a method takes, where not any number: at least, at most

@@ -18,7 +18,12 @@ HEAD = "lm_head.weight"  # left out on disk where it is tied to the embedding
 COMPUTED = "rotary_emb.inv_freq"  # a table that old checkpoints carry and every reader computes anew
 SAME = ("model_type", "architectures", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 ALIKE = ("rope_theta", "rope_parameters", "rms_norm_eps")  # differing, these make a merge doubtful but not wrong
-AVERAGES = ("linear", "multislerp", "karcher")  # divide by the sum of their weights
+# What one number decides for all tensors of a rule at once
+WHOLE_MODEL = {
+    "density": ("ties", "variant paper trims over the whole model at once; give one number, or take variant mergekit"),
+    "clip_norm": ("fedavg", "a model's whole delta is clipped at once; give one number"),
+}
+AVERAGES = ("linear", "multislerp", "karcher", "fedavg")  # divide by the sum of their weights
 UNMERGED = ("F8", "C64")
 
 Groups = tuple[float, ...]  # one number for each of equal groups of rows
@@ -117,13 +122,13 @@ def _check_whole(rule: Rule, place: str) -> None:
     """A number for a whole tensor has no rows, and where it is one for the whole model no depth."""
     for knob, where, curve in _curves(rule, place):
         if dial_of(rule.method, knob).whole and len(curve.points) > 1:
-            remedy = "give rows to the weight" if "weight" in rule.knobs else "give one number, or a list over depth"
+            rest = "weight" in rule.knobs and not dial_of(rule.method, "weight").whole
+            remedy = "give rows to the weight" if rest else "give one number, or a list over depth"
             raise RecipeError(f"{where}: takes no rows, it is one number for a whole tensor; {remedy}")
-        whole_model = rule.method == "ties" and rule.knobs["variant"] == "paper" and knob == "density"
-        if whole_model and len(set(curve.points[0])) > 1:
-            raise RecipeError(
-                f"{where}: variant paper trims over the whole model at once; give one number, or take variant mergekit"
-            )
+        method, remedy = WHOLE_MODEL.get(knob, ("", ""))
+        at_once = rule.method == method and rule.knobs.get("variant", "paper") == "paper"
+        if at_once and len(set(curve.points[0])) > 1:
+            raise RecipeError(f"{where}: {remedy}")
 
 
 def _curves(rule: Rule, place: str) -> Iterator[tuple[str, str, Curve]]:

@@ -59,7 +59,9 @@ def _ranks(inputs: Inputs, k: int, width: int) -> Callable[[slice], Tensor]:
 
     if not inputs.resident:
         return of
-    whole = torch.cat([of(piece) for piece in _pieces(inputs.sources[k].numel(), width)])
+    whole = torch.empty(inputs.sources[k].numel(), dtype=torch.int32, device=inputs.sources[k].device)
+    for piece in _pieces(len(whole), width):
+        whole[piece] = of(piece)
     return lambda piece: whole[piece]
 
 

@@ -44,8 +44,8 @@ def coefficients(t: float, cosine: float, straight: float = STRAIGHT) -> tuple[f
     return math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
 
 
-def cosine_of(a: Tensor, b: Tensor) -> float:
-    """cos ω between two tensors, summed in float64; a vector of length 0 is orthogonal to all."""
+def cosine_of(a: Tensor, b: Tensor, shortest: float = ZERO_NORM) -> float:
+    """cos ω between two tensors, summed in float64; a vector no longer than `shortest` is orthogonal to all."""
     (aa, ab), (_, bb) = gram(Deltas(None, [a, b], None, subtract=False)).tolist()
-    lengths = [length if (length := math.sqrt(square)) > ZERO_NORM else 1.0 for square in (aa, bb)]
+    lengths = [length if (length := math.sqrt(square)) > shortest else 1.0 for square in (aa, bb)]
     return float(ab / (lengths[0] * lengths[1]))

@@ -15,6 +15,7 @@ from evomerge.masks import Ballot, Bands, Drops, Keep, Marks
 from evomerge.methods.arcee_fusion import arcee_fusion
 from evomerge.methods.combine import balance, combine
 from evomerge.methods.della import magprune
+from evomerge.methods.fedavg import fedavg
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.knobs import Knobs, Rows, no_average, ordered, per_source, rows, sums, whole_numbers
 from evomerge.methods.model_stock import model_stock
@@ -22,8 +23,9 @@ from evomerge.methods.nearswap import nearswap
 from evomerge.methods.nuslerp import nuslerp
 from evomerge.methods.ram import ram, ramplus_tl
 from evomerge.methods.sce import sce
-from evomerge.methods.slerp import PARALLEL, STRAIGHT
+from evomerge.methods.slerp import PARALLEL, STRAIGHT, cosine_of
 from evomerge.methods.slerp import slerp as interpolate
+from evomerge.methods.spectra import iso_c, tsvm
 from evomerge.methods.sphere import karcher, multislerp
 
 Method = Callable[[Inputs, Knobs, torch.dtype], Tensor]
@@ -53,12 +55,15 @@ def task_arithmetic(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
 def slerp(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
     """From the base at t = 0 to the source at t = 1 along an arc. Shoemake 1985.
 
-    `mergekit` takes the line instead of the arc where |cos ω| > 0.9995, as it is for most fine-tunes; `paper` does not.
+    `mergekit` takes the line instead of the arc where |cos ω| > 0.9995, as it is for most fine-tunes, and no angle of vectors
+    shorter than 1e-8; `paper` does neither.
     """
-    assert inputs.base is not None
-    straight = STRAIGHT if knobs.get("variant", "mergekit") == "mergekit" else PARALLEL
-    t, cosine = rows(knobs["t"]), inputs.cosine
-    return interpolate(inputs.base, inputs.sources[0], t, cosine=cosine, straight=straight, dtype=dtype)
+    base, source, t = inputs.base, inputs.sources[0], rows(knobs["t"])
+    assert base is not None
+    if knobs.get("variant", "mergekit") == "mergekit":
+        return interpolate(base, source, t, cosine=inputs.cosine, straight=STRAIGHT, dtype=dtype)
+    cosine = inputs.once("cosine of the paper", lambda: cosine_of(base, source, 0.0))
+    return interpolate(base, source, t, cosine=cosine, straight=PARALLEL, dtype=dtype)
 
 
 def ties(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
@@ -135,6 +140,9 @@ METHODS: dict[str, Method] = {
     "arcee_fusion": arcee_fusion,
     "ram": ram,
     "ramplus_tl": ramplus_tl,
+    "tsvm": tsvm,
+    "iso_c": iso_c,
+    "fedavg": fedavg,
     "passthrough": passthrough,
 }
 

@@ -56,7 +56,7 @@ def mix(deltas: combine.Deltas, width: int, coefficients: Coefficients, shape: t
 
 def cosine(products: Tensor, i: int = 0, j: int = 1, floor: float = 0.0) -> Tensor:
     """cos of the angle between two of them, 0 where one has no length; `floor` is the least product of lengths to divide by."""
-    lengths = (products[..., i, i] * products[..., j, j]).sqrt()
+    lengths = products[..., i, i].sqrt() * products[..., j, j].sqrt()
     lengths = lengths.clamp(min=floor) if floor else torch.where(lengths > 0, lengths, 1.0)
     return (products[..., i, j] / lengths).clamp(-1, 1)
 

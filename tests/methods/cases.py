@@ -26,6 +26,9 @@ KNOBS = {
     "arcee_fusion": {},
     "ram": {"epsilon": 0.005},
     "ramplus_tl": {"epsilon": 0.005},
+    "tsvm": {"lambda": 0.8},
+    "iso_c": {"lambda": 1.3},
+    "fedavg": {"weight": (100, 250, 75), "clip_norm": 0.1},
     "passthrough": {"scale": 0.9},
 }
 # the same methods with everything else said otherwise than by default
@@ -51,6 +54,9 @@ OTHERWISE = {
     "arcee_fusion": {},
     "ram": {},
     "ramplus_tl": {"epsilon": 0.01, "r": 0.5, "alpha": 2.0},
+    "tsvm": {"weight": (0.5, -1.0, 2.0)},
+    "iso_c": {"weight": (0.5, -1.0, 2.0)},
+    "fedavg": {"weight": (0.5, -0.1, 0.2), "clip_norm": 1e3, "lambda": 0.5},
     "passthrough": {},
 }  # fmt: skip
 ONE_SOURCE = tuple(method for method, (_, most) in COUNTS.items() if most == 1)

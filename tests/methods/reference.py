@@ -232,7 +232,46 @@ def ram(base, sources, knobs, shape):
     return result
 
 
+def tsvm(base, sources, knobs, shape):
+    deltas, weight = [source - base for source in sources], each(knobs.get("weight", 1.0), sources)
+    scale = knobs.get("lambda", 1.0)
+    if len(shape) != 2:
+        return base + scale * np.mean([w * delta for w, delta in zip(weight, deltas, strict=True)], axis=0)
+    kept = max(1, min(shape) // len(sources))
+    parts = [np.linalg.svd(delta.reshape(shape), full_matrices=False) for delta in deltas]
+    left = whiten(np.concatenate([u[:, :kept] for u, _, _ in parts], 1))
+    right = whiten(np.concatenate([v[:kept].T for _, _, v in parts], 1))
+    strength = np.concatenate([w * s[:kept] for w, (_, s, _) in zip(weight, parts, strict=True)])
+    return base + scale * (left @ np.diag(strength) @ right.T).ravel()
+
+
+def whiten(columns):
+    """X (XᵀX)^-½"""
+    u, _, v = np.linalg.svd(columns, full_matrices=False)
+    return u @ v
+
+
+def iso_c(base, sources, knobs, shape):
+    weight = each(knobs.get("weight", 1.0), sources)
+    total = sum(w * (source - base) for w, source in zip(weight, sources, strict=True))
+    scale = knobs.get("lambda", 1.0)
+    if len(shape) != 2:
+        return base + scale * total / len(sources)
+    matrix = total.reshape(shape)
+    return base + scale * np.linalg.svd(matrix, compute_uv=False).mean() * whiten(matrix).ravel()
+
+
+def fedavg(base, sources, knobs, shape):
+    deltas = [source - base for source in sources]
+    clipped = [delta * min(1, knobs["clip_norm"] / np.linalg.norm(delta)) for delta in deltas]
+    total = sum(n * delta for n, delta in zip(knobs["weight"], clipped, strict=True))
+    return base + knobs.get("lambda", 1.0) * total / sum(knobs["weight"])
+
+
 OTHERS = {
+    "tsvm": tsvm,
+    "iso_c": iso_c,
+    "fedavg": fedavg,
     "model_stock": model_stock,
     "nuslerp": nuslerp,
     "multislerp": multislerp,

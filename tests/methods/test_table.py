@@ -9,7 +9,7 @@ from evomerge.methods import combine
 from evomerge.methods.inputs import Inputs, Place
 from evomerge.methods.table import METHODS, merge_tensor
 from evomerge.methods.threshold import thresholds
-from evomerge.recipe import INCLUDES_BASE, METHOD_KNOBS
+from evomerge.recipe import INCLUDES_BASE, METHOD_KNOBS, dial_of
 from tests.methods.cases import KNOBS, NAMES, OTHERWISE, count_of, inputs
 from tests.methods.reference import merge
 
@@ -155,7 +155,7 @@ def test_knobs_may_be_named_by_source(method):
     assert torch.equal(merge_tensor(method, given, named), merge_tensor(method, given, knobs))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if "weight" in METHOD_KNOBS[m]])
+@pytest.mark.parametrize("method", [m for m in METHODS if "weight" in METHOD_KNOBS[m] and not dial_of(m, "weight").whole])
 def test_a_weight_for_each_group_of_rows(method):
     given = inputs(method, (12, 5), torch.float64)
     knobs = {**KNOBS[method], "weight": ((0.2, 0.5, 0.9), (0.4,), (0.1, 0.2, 0.3))}
