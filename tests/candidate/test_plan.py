@@ -14,7 +14,7 @@ from evomerge.candidate.merge import describe_plan, dry_run
 from evomerge.candidate.plan import Depths
 from evomerge.document import Place
 from evomerge.errors import CheckpointError, RecipeError
-from evomerge.recipe import COUNTS, METHOD_KNOBS, dial_of
+from evomerge.recipe import COUNTS, METHOD_KNOBS, Recipe, dial_of
 from evomerge.space import Space
 from tests.candidate.conftest import WORDS, llama, write_tokenizer
 
@@ -315,9 +315,35 @@ def test_every_knob_of_every_method_is_searched(make, family, method):
 
     space = Space.from_data(template, Place("space"), family)
 
-    ends = [dry_run(space.build(corner)) for corner in space.corners()]
+    recipes = [space.build(corner) for corner in space.corners()]
+    assert [Recipe.from_data(recipe.to_data(), Place("again")) for recipe in recipes] == recipes
+    ends = [dry_run(recipe) for recipe in recipes]
     assert len(space.parameters) == sum(
         1 if "choice" in knob else 2 if "range" in knob else 2 * len(sources) for knob in knobs.values()
     )
     if space.parameters:
         assert len({repr(step.knobs) for plan in ends for step in plan.steps}) > 1
+
+
+def test_lines_is_a_lambda_of_two_points(make):
+    """LiNeS (Wang et al. 2024): layer l of L adds its delta times α + β (l - 1)/(L - 1)."""
+    depths = Depths([f"layers.{i}.w" for i in range(5)])
+    curve = make(method="task_arithmetic", weight=1.0, **{"lambda": [0.2, 1.0]}).rules[0].knobs["lambda"]
+
+    assert [curve.at(depths.of(f"layers.{i}.w"))[0] for i in range(5)] == pytest.approx([0.2 + 0.8 * i / 4 for i in range(5)])
+
+
+def test_every_layer_may_choose_its_own_method(make, family):
+    choice = [{"method": "ties", "density": 0.5}, {"method": "karcher", "between": "deltas"}]
+    rules = [{"match": f"model.layers.{i}.*", "weight": 0.5, "choice": choice} for i in range(2)]
+    space = Space.from_data(make(**LINEAR).to_data() | {"rules": [*rules, LINEAR]}, Place("space"), family)
+
+    plan = dry_run(space.build({"rules[0].choice": 0, "rules[1].choice": 1}))
+
+    methods = {step.name.split(".")[2]: step.method for step in plan.steps if ".layers." in step.name}
+    assert methods == {"0": "ties", "1": "karcher"}
+
+
+def test_a_clip_of_the_whole_model_has_no_depth(make):
+    with pytest.raises(RecipeError, match="clip_norm: a model's whole delta is clipped at once"):
+        dry_run(make(method="fedavg", clip_norm=[0.1, 0.5]))
