@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +44,12 @@ class Trim:
         """What is above it is kept, but for the excess: the float32 just below `magnitude` where any that equals it stays."""
         return self.magnitude if self.last < 0 else float(np.nextafter(np.float32(self.magnitude), np.float32(-1)))
 
+    def mask(self, magnitude: Tensor, start: int) -> Tensor:
+        """Where it keeps magnitudes, float32 [n], the first of which stands at position `start`."""
+        kept = magnitude > self.floor
+        first, last = self.excess.searchsorted((start, start + len(magnitude)))
+        return kept.index_fill_(0, torch.from_numpy(self.excess[first:last] - start).to(kept.device), False)
+
 
 @dataclass(frozen=True)
 class Drops:
@@ -60,7 +67,29 @@ class Drops:
         return torch.stack([draw(key, start, count) for key in self.keys])
 
 
-Keep = Sequence[Trim] | Drops | None
+@dataclass(frozen=True)
+class Bands:
+    """Keep of each delta what its `outer` trim keeps and its `inner` one does not: neither small nor an outlier."""
+
+    outer: tuple[Trim, ...]  # [K]
+    inner: tuple[Trim, ...]
+    rescale: tuple[float, ...]
+
+    @classmethod
+    def below(cls, trims: tuple[Trim, ...]) -> Bands:
+        """What the trims keep, outliers and all."""
+        return cls(trims, (Trim(math.inf, -1),) * len(trims), (1.0,) * len(trims))
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Multiply each element of each delta by a factor of its own, 0 where it is dropped, and rescale what stays."""
+
+    factor: Tensor  # [K, N]: bool, or of the computation's dtype
+    rescale: tuple[float, ...]
+
+
+Keep = Sequence[Trim] | Drops | Bands | Marks | None
 
 
 @dataclass(frozen=True)

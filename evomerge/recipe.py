@@ -23,48 +23,98 @@ from typing import Any, Literal
 from evomerge.document import REQUIRED, Block, Place, describe, dump_yaml, nearest, number, read_yaml
 from evomerge.errors import RecipeError
 
-Kind = Literal["number", "flag", "word"]
+Kind = Literal["number", "count", "flag", "word"]
 
 
 @dataclass(frozen=True)
 class Dial:
-    """What values a knob takes; `per_source` knobs have one for every source of the rule."""
+    """What values a knob takes; `per_source` knobs have one for every source of the rule, `whole` ones no rows."""
 
     kind: Kind
     per_source: bool = False
     low: float = -1e6
     high: float = 1e6
     words: tuple[str, ...] = ()
+    whole: bool = False  # one number for a whole tensor
 
 
 DIALS: dict[str, Dial] = {
     "weight": Dial("number", per_source=True),
-    "density": Dial("number", per_source=True, low=0.0, high=1.0),  # share of a delta that is kept
-    "drop_rate": Dial("number", per_source=True, low=0.0, high=0.999),  # share of a delta that DARE drops
+    "density": Dial("number", per_source=True, low=0.0, high=1.0, whole=True),  # share of a delta that is kept
+    "drop_rate": Dial("number", per_source=True, low=0.0, high=0.999, whole=True),  # share of a delta that DARE drops
+    "gamma": Dial("number", per_source=True, low=0.0, high=1.0, whole=True),  # share of a delta that is cut off as outliers
+    "select_topk": Dial("number", low=0.0, high=1.0, whole=True),  # share of what differs that SCE selects
+    "epsilon": Dial("number", low=0.0, whole=True),  # what is smaller counts as nothing
     "lambda": Dial("number"),
     "t": Dial("number", low=0.0, high=1.0),
     "scale": Dial("number"),
+    "r": Dial("number", low=0.0, whole=True),  # how much RAM+ makes up for averaging
+    "alpha": Dial("number", low=0.0, whole=True),  # and at most
+    "clip_norm": Dial("number", low=0.0, whole=True),  # the longest that a client's delta stays
+    "tol": Dial("number", low=0.0, whole=True),
+    "max_iter": Dial("count", low=1),
     "normalize": Dial("flag"),
     "rescale": Dial("flag"),
+    "filter_wise": Dial("flag"),
+    "clip": Dial("flag"),
+    "between": Dial("word", words=("models", "deltas")),
+    "along": Dial("word", words=("tensor", "rows", "columns")),  # what one vector is
     "variant": Dial("word", words=("mergekit", "paper")),
 }
+WINDOW = Dial("number", per_source=True, low=0.0, high=0.5, whole=True)  # DELLA: how far chances to stay reach around density
+STRENGTH = Dial("number", per_source=True, whole=True)  # of a source's singular values
+OWN_DIALS = {
+    ("della", "epsilon"): WINDOW, ("della_linear", "epsilon"): WINDOW,
+    ("tsvm", "weight"): STRENGTH, ("iso_c", "weight"): STRENGTH,
+}  # fmt: skip
 
 # What each method takes, with its default; REQUIRED where a recipe must say.
 METHOD_KNOBS: dict[str, dict[str, Any]] = {
     "linear": {"weight": REQUIRED, "normalize": True},
     "task_arithmetic": {"weight": REQUIRED, "lambda": 1.0, "normalize": False},
-    "slerp": {"t": REQUIRED},
-    "ties": {"weight": 1.0, "density": REQUIRED, "lambda": 1.0, "normalize": True, "variant": "mergekit"},
+    "slerp": {"t": REQUIRED, "variant": "mergekit"},
+    "ties": {"weight": 1.0, "density": REQUIRED, "lambda": 1.0, "normalize": True, "rescale": False, "variant": "mergekit"},
     "dare_linear": {
         "weight": REQUIRED, "drop_rate": REQUIRED, "lambda": 1.0, "normalize": False, "rescale": True, "variant": "mergekit",
     },
     "dare_ties": {
         "weight": REQUIRED, "drop_rate": REQUIRED, "lambda": 1.0, "normalize": False, "rescale": True, "variant": "mergekit",
     },
+    "della": {
+        "weight": REQUIRED, "density": REQUIRED, "epsilon": 0.15, "lambda": 1.0, "normalize": True, "rescale": True,
+        "variant": "mergekit",
+    },
+    "della_linear": {
+        "weight": REQUIRED, "density": REQUIRED, "epsilon": 0.15, "lambda": 1.0, "normalize": False, "rescale": True,
+        "variant": "mergekit",
+    },
+    "breadcrumbs": {
+        "weight": REQUIRED, "density": REQUIRED, "gamma": 0.01, "lambda": 1.0, "normalize": False, "rescale": False,
+    },
+    "breadcrumbs_ties": {
+        "weight": REQUIRED, "density": REQUIRED, "gamma": 0.01, "lambda": 1.0, "normalize": False, "rescale": False,
+        "variant": "mergekit",
+    },
+    "model_stock": {"filter_wise": False, "clip": False, "variant": "mergekit"},
+    "nuslerp": {"weight": REQUIRED, "along": "tensor", "between": "models"},
+    "multislerp": {"weight": REQUIRED, "normalize": True, "epsilon": 1e-8, "between": "models"},
+    "karcher": {"weight": 1.0, "max_iter": 10, "tol": 1e-5, "between": "models"},
+    "sce": {"select_topk": 1.0, "variant": "mergekit"},
+    "nearswap": {"t": REQUIRED},
+    "arcee_fusion": {},
+    "ram": {"epsilon": 1e-5},
+    "ramplus_tl": {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
+    "tsvm": {"weight": 1.0, "lambda": 1.0},
+    "iso_c": {"weight": 1.0, "lambda": 1.0},
+    "fedavg": {"weight": 1.0, "clip_norm": REQUIRED, "lambda": 1.0},
     "passthrough": {"scale": 1.0},
 }  # fmt: skip
-ONE_SOURCE = ("slerp", "passthrough")
-INCLUDES_BASE = ("linear", "passthrough")  # methods over whole models, where the base may stand among the sources
+# How many sources a method takes, where not any number: at least, at most
+COUNTS = {
+    "slerp": (1, 1), "nearswap": (1, 1), "arcee_fusion": (1, 1), "passthrough": (1, 1), "nuslerp": (2, 2), "model_stock": (2, 99),
+}  # fmt: skip
+# Methods over whole models, where the base may stand among the sources
+INCLUDES_BASE = ("linear", "passthrough", "nuslerp", "multislerp", "karcher")
 SYNONYMS = {"density": "drop_rate", "drop_rate": "density"}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -92,7 +142,7 @@ def _interpolate(points: tuple[float, ...], depth: float) -> float:
     return points[left] + (points[left + 1] - points[left]) * (place - left)
 
 
-Knob = Curve | bool | str | Mapping[str, Curve]
+Knob = Curve | bool | int | str | Mapping[str, Curve]
 
 
 @dataclass(frozen=True)
@@ -241,6 +291,8 @@ def _rule(data: object, place: Place, sources: tuple[str, ...]) -> Rule:
     names = tuple(block.sequence("sources", list(_named(block, sources))))
     _check_sources(names, method, sources, place)
     knobs = {knob: _knob(block, knob, default, method, names) for knob, default in taken.items()}
+    if knobs.get("between") == "deltas" and "base" in names:
+        raise RecipeError(f"{place}: between deltas there is nothing of the base's; take it out of the sources")
     return Rule(block.text("match"), method, names, knobs)
 
 
@@ -265,16 +317,27 @@ def _check_sources(names: tuple[str, ...], method: str, sources: tuple[str, ...]
     for name in names:
         if name not in known:
             raise RecipeError(f"{place / 'sources'}: {name!r} is not a source of {method} here{nearest(str(name), known)}")
-    if method in ONE_SOURCE and len(names) != 1:
-        raise RecipeError(f"{place}: {method} takes exactly one source, here it has {len(names)}: add `sources: [{known[-1]}]`")
+    low, high = COUNTS.get(method, (1, 99))
+    if not low <= len(names) <= high:
+        wanted = f"{'exactly' if low == high else 'at least'} {('one source', 'two sources')[low - 1]}"
+        raise RecipeError(
+            f"{place}: {method} takes {wanted}, here it has {len(names)}: add `sources: [{', '.join(known[-low:])}]`"
+        )
     if len(set(names)) < len(names):
         raise RecipeError(f"{place / 'sources'}: a source stands twice")
 
 
+def dial_of(method: str, knob: str) -> Dial:
+    """What values this knob takes in this method."""
+    return OWN_DIALS.get((method, knob), DIALS[knob])
+
+
 def _knob(block: Block, knob: str, default: Any, method: str, names: tuple[str, ...]) -> Knob:
-    dial, place = DIALS[knob], block.place / knob
+    dial, place = dial_of(method, knob), block.place / knob
     if dial.kind == "flag":
         return bool(block.flag(knob, default))
+    if dial.kind == "count":
+        return int(block.integer(knob, default, low=int(dial.low)))
     if dial.kind == "word":
         return str(block.text(knob, default, among=dial.words))
     value = block.get(knob, None if default is REQUIRED else default)

@@ -58,6 +58,7 @@ def test_defaults_are_written_out_in_every_rule():
         "density": {"math": Curve(((0.2,),)), "code": Curve(((0.2,),))},
         "lambda": Curve(((1.0,),)),
         "normalize": True,
+        "rescale": False,
         "variant": "mergekit",
     }
 
@@ -95,6 +96,34 @@ def test_the_zoo_is_found_in_the_package():
         ("{match: '*', method: ties}", "recipe.rules[0]: ties needs 'density': a number, or one for each source"),
         ("{match: '*', method: slerp, t: 0.5}", "slerp takes exactly one source, here it has 2"),
         ("{match: '*', method: slerp, t: 0.5, sources: [base]}", "'base' is not a source of slerp here"),
+        ("{match: '*', method: nuslerp, weight: 1, sources: [math]}", "nuslerp takes exactly two sources, here it has 1"),
+        (
+            "{match: '*', method: nuslerp, weight: {base: 1, math: 1, code: 1}}",
+            "nuslerp takes exactly two sources, here it has 3",
+        ),
+        (
+            "{match: '*', method: model_stock, sources: [code]}",
+            "takes at least two sources, here it has 1: add `sources: [math, code]`",
+        ),
+        ("{match: '*', method: model_stock, weight: 1}", "recipe.rules[0]: model_stock takes no 'weight'"),
+        ("{match: '*', method: della, weight: 1, drop_rate: 0.5}", "della takes 'density', not 'drop_rate'"),
+        (
+            "{match: '*', method: della, weight: 1, density: 0.5, epsilon: 0.7}",
+            "recipe.rules[0].epsilon: 0.7 is outside [0, 0.5]",
+        ),
+        (
+            "{match: '*', method: della, weight: 1, density: 0.5, epsilon: {mat: 0.1}}",
+            "'mat' is not a source of this rule; did you",
+        ),
+        ("{match: '*', method: breadcrumbs, weight: 1, density: 0.5, gama: 0.1}", "unknown key 'gama'; did you mean 'gamma'?"),
+        ("{match: '*', method: ram, epsilon: {math: 0.1, code: 0.1}}", "recipe.rules[0].epsilon: unknown key 'math'"),
+        ("{match: '*', method: karcher, max_iter: 2.5}", "recipe.rules[0].max_iter: expected a whole number"),
+        ("{match: '*', method: karcher, max_iter: 0}", "recipe.rules[0].max_iter: 0 is outside [1, inf]"),
+        (
+            "{match: '*', method: nuslerp, weight: 1, along: row}",
+            "recipe.rules[0].along: 'row' is not known; did you mean 'rows'?",
+        ),
+        ("{match: '*', method: karcher, between: deltas, weight: {base: 1, math: 1, code: 1}}", "there is nothing of the base's"),
         ("{match: '*', method: linear, weight: {math: 1}}", "recipe.rules[0].weight: nothing for code"),
         ("{match: '*', method: linear, weight: {math: 1, cod: 1}}", "'cod' is not a source of this rule; did you mean 'code'?"),
         ("{match: '*', method: linear, weight: []}", "recipe.rules[0].weight: an empty list"),

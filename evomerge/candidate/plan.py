@@ -11,14 +11,19 @@ from typing import Any
 from evomerge import rope
 from evomerge.candidate.checkpoint import FLOATS, Checkpoint, TensorInfo
 from evomerge.errors import CheckpointError, RecipeError
-from evomerge.recipe import Curve, Knob, Recipe, Rule
+from evomerge.recipe import Curve, Knob, Recipe, Rule, dial_of
 
 DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # of a recipe -> of safetensors
 HEAD = "lm_head.weight"  # left out on disk where it is tied to the embedding
 COMPUTED = "rotary_emb.inv_freq"  # a table that old checkpoints carry and every reader computes anew
 SAME = ("model_type", "architectures", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 ALIKE = ("rope_theta", "rope_parameters", "rms_norm_eps")  # differing, these make a merge doubtful but not wrong
-WHOLE = {"density", "drop_rate"}  # shares of a whole tensor
+# What one number decides for all tensors of a rule at once
+WHOLE_MODEL = {
+    "density": ("ties", "variant paper trims over the whole model at once; give one number, or take variant mergekit"),
+    "clip_norm": ("fedavg", "a model's whole delta is clipped at once; give one number"),
+}
+AVERAGES = ("linear", "multislerp", "karcher", "fedavg")  # divide by the sum of their weights
 UNMERGED = ("F8", "C64")
 
 Groups = tuple[float, ...]  # one number for each of equal groups of rows
@@ -73,7 +78,7 @@ def resolve(recipe: Recipe, base: Checkpoint, doubts: Iterable[str] = ()) -> Pla
         f"rules[{i}]: {rule.match!r} is the first match of no tensor" for i, rule in enumerate(recipe.rules) if rule not in used
     ]
     copied = [f"{step.name}: whole numbers ({step.info.dtype}), copied from the base" for step in steps if step.rule is None]
-    return Plan(steps, _config(recipe, base), (*doubts, *idle, *copied))
+    return Plan(steps, _config(recipe, base), (*doubts, *idle, *copied, *_narrowed(recipe, steps)))
 
 
 def outputs(base: Checkpoint) -> Iterator[str]:
@@ -94,7 +99,7 @@ def _step(recipe: Recipe, name: str, info: TensorInfo, depths: Depths) -> Step:
         raise RecipeError(f'rules: none matches {name!r}; end the list with a rule that takes the rest (match: "*")')
     place = f"rules[{recipe.rules.index(rule)}]"
     knobs = {knob: _at(value, depth, f"{place}.{knob}", name, info) for knob, value in rule.knobs.items()}
-    if rule.method == "linear" and knobs["normalize"]:
+    if rule.method in AVERAGES and knobs.get("normalize", True):
         _check_sum(knobs["weight"], place, name)
     return Step(name, rule, knobs, TensorInfo(DTYPE_NAMES[recipe.dtype] if recipe.dtype else info.dtype, info.shape), depth)
 
@@ -114,19 +119,36 @@ def _at(knob: Knob, depth: float, place: str, name: str, info: TensorInfo) -> An
 
 
 def _check_whole(rule: Rule, place: str) -> None:
-    """A share of a tensor has no rows, and where it is a share of the whole model no depth."""
-    for knob in WHOLE & rule.knobs.keys():
-        curves = rule.knobs[knob]
-        for source, curve in curves.items() if isinstance(curves, Mapping) else ():
-            if len(curve.points) > 1:
-                raise RecipeError(
-                    f"{place}.{knob}.{source}: takes no rows, it is a share of a whole tensor; give rows to the weight"
-                )
-            if rule.method == "ties" and rule.knobs["variant"] == "paper" and len(set(curve.points[0])) > 1:
-                raise RecipeError(
-                    f"{place}.{knob}.{source}: variant paper trims over the whole model at once; give one number,"
-                    " or take variant mergekit"
-                )
+    """A number for a whole tensor has no rows, and where it is one for the whole model no depth."""
+    for knob, where, curve in _curves(rule, place):
+        if dial_of(rule.method, knob).whole and len(curve.points) > 1:
+            rest = "weight" in rule.knobs and not dial_of(rule.method, "weight").whole
+            remedy = "give rows to the weight" if rest else "give one number, or a list over depth"
+            raise RecipeError(f"{where}: takes no rows, it is one number for a whole tensor; {remedy}")
+        method, remedy = WHOLE_MODEL.get(knob, ("", ""))
+        at_once = rule.method == method and rule.knobs.get("variant", "paper") == "paper"
+        if at_once and len(set(curve.points[0])) > 1:
+            raise RecipeError(f"{where}: {remedy}")
+
+
+def _curves(rule: Rule, place: str) -> Iterator[tuple[str, str, Curve]]:
+    """Every number of a rule: its knob, where it stands, and itself."""
+    for name, knob in rule.knobs.items():
+        if isinstance(knob, Curve):
+            yield name, f"{place}.{name}", knob
+        elif isinstance(knob, Mapping):
+            yield from ((name, f"{place}.{name}.{source}", curve) for source, curve in knob.items())
+
+
+def _narrowed(recipe: Recipe, steps: Iterable[Step]) -> Iterator[str]:
+    """Where DELLA's window around a density reaches beyond 0 or 1, and is narrowed."""
+    for i, rule in enumerate(recipe.rules):
+        mine = [step.knobs for step in steps if step.rule is rule and rule.method.startswith("della")]
+        for source in rule.sources:
+            densities = [knobs["density"][source][0] for knobs in mine]
+            epsilons = [knobs["epsilon"][source][0] for knobs in mine]
+            if any(0 < d < 1 and not e <= d <= 1 - e for d, e in zip(densities, epsilons, strict=True)):
+                yield f"rules[{i}].epsilon.{source}: density ± epsilon leaves [0, 1]; it is narrowed there (mergekit refuses it)"
 
 
 def _check_sum(weight: Mapping[str, Groups], place: str, name: str) -> None:

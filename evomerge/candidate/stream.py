@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest, refuse
 from evomerge.candidate.plan import Plan, Step, compare, resolve
 from evomerge.errors import RecipeError
 from evomerge.masks import Trim
+from evomerge.methods.fedavg import squares
 from evomerge.methods.inputs import Inputs, Place
 from evomerge.methods.table import merge_tensor
 from evomerge.methods.threshold import Magnitudes, Table, thresholds
@@ -61,15 +63,16 @@ class Merge:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         trims = self.sources.trims(self.recipe, self.plan)
+        lengths = self.sources.lengths(self.recipe, self.plan)
         for step in self.plan.steps:
-            yield step.name, self._run(step, trims)
+            yield step.name, self._run(step, {"threshold": trims.get(step.name), "lengths": lengths.get(step.name)})
 
     @torch.no_grad()
-    def _run(self, step: Step, trims: Trims) -> Tensor:
+    def _run(self, step: Step, known: Mapping[str, Any]) -> Tensor:
         if step.rule is None:
             return self.sources.read(self.recipe.base.model, step.name)
-        knobs = {**step.knobs, "threshold": trims.get(step.name)}
-        return merge_tensor(step.method, self.sources.inputs(self.recipe, step), knobs, TORCH_DTYPES[step.info.dtype])
+        inputs = self.sources.inputs(self.recipe, step)
+        return merge_tensor(step.method, inputs, {**step.knobs, **known}, TORCH_DTYPES[step.info.dtype])
 
 
 Trims = Mapping[str, Sequence[Trim]]  # tensor -> one for each source of its rule
@@ -156,6 +159,16 @@ class Sources:
                 inputs = [self.inputs(recipe, step) for step in steps]
                 columns = [self._trims(recipe, rule, k, steps, inputs) for k in range(len(rule.sources))]
                 found |= {step.name: [column[i] for column in columns] for i, step in enumerate(steps)}
+        return found
+
+    def lengths(self, recipe: Recipe, plan: Plan) -> dict[str, list[float]]:
+        """For federated averaging, which clips a whole model's delta: how long each source's is, over the tensors of a rule."""
+        found: dict[str, list[float]] = {}
+        for rule in recipe.rules:
+            steps = [step for step in plan.steps if step.rule is rule and rule.method == "fedavg"]
+            columns = zip(*(squares(self.inputs(recipe, step)) for step in steps), strict=True)
+            lengths = [math.sqrt(math.fsum(column)) for column in columns]
+            found |= {step.name: lengths for step in steps}
         return found
 
     def _trims(self, recipe: Recipe, rule: Rule, k: int, steps: Sequence[Step], inputs: Sequence[Inputs]) -> Sequence[Trim]:

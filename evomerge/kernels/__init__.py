@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -13,6 +13,8 @@ from evomerge.errors import MissingExtra
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from evomerge.masks import Keep
 
 Backend = Literal["torch", "triton"]
 DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")  # float64 stays with torch
@@ -37,6 +39,13 @@ def usable(*tensors: Tensor) -> bool:
     if forced == "torch" or not (forced == "triton" or tensors[0].is_cuda):
         return False
     return available() and all(str(tensor.dtype) in DTYPES for tensor in tensors)
+
+
+def takes(keep: Keep) -> bool:
+    """Whether a kernel knows this way of sparsifying; torch knows all."""
+    from evomerge.masks import Drops
+
+    return keep is None or isinstance(keep, (Drops, Sequence))
 
 
 @cache

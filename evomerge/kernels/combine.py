@@ -161,7 +161,7 @@ def _limits(keep: Keep, count: int, device: torch.device) -> tuple[Tensor, Tenso
     limits, lasts, keys, kind = [0.0] * count, [0] * count, [0] * count, ALL
     if isinstance(keep, Drops):
         limits, keys, kind = list(keep.rates), [_signed(key) for key in keep.keys], DROP
-    elif keep is not None:
+    elif isinstance(keep, Sequence):
         limits, lasts, kind = [trim.magnitude for trim in keep], [trim.last for trim in keep], TRIM
     at = torch.tensor(limits, dtype=torch.float32, device=device)
     return at, torch.tensor(lasts, device=device), torch.tensor(keys, device=device), kind

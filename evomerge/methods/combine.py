@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.masks import Ballot, Drops, Keep, Trim
+from evomerge.masks import Ballot, Bands, Drops, Keep, Marks, Trim
 
 CHUNK = 3 << 15  # elements of all sources together
 
@@ -45,7 +45,7 @@ def combine(
 ) -> Tensor:
     """base + scale · Σ weightₖ · δₖ, in float32 (float64 where an input is), rounded once to `dtype`."""
     first = sources[0] if base is None else base
-    if kernels.usable(first, *sources):
+    if kernels.usable(first, *sources) and kernels.takes(keep):
         from evomerge.kernels.combine import combine as fused
 
         return fused(base, sources, weight, keep=keep, ballot=ballot, scale=scale, subtract=subtract, dtype=dtype)
@@ -61,7 +61,7 @@ def combine(
 
 def norms(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *, subtract: bool = True) -> list[float]:
     """‖δₖ‖₁ of what `keep` keeps, before its rescaling."""
-    if kernels.usable(*sources):
+    if kernels.usable(*sources) and kernels.takes(keep):
         from evomerge.kernels.combine import norms as fused
 
         return fused(base, sources, keep, subtract=subtract)
@@ -100,7 +100,7 @@ class Deltas:
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.subtract = subtract and base is not None
         self.keep = keep
-        self.rescale = keep.rescale if isinstance(keep, Drops) else (1.0,) * self.count
+        self.rescale = keep.rescale if isinstance(keep, (Drops, Bands, Marks)) else (1.0,) * self.count
         self.limit = self._limit(keep)
 
     def chunks(self, stretch: slice | None = None) -> Iterator[slice]:
@@ -121,6 +121,11 @@ class Deltas:
         if isinstance(self.keep, Drops):
             uniform = self.keep.uniform(piece.start, delta.shape[1]).to(self.device)
             mask = torch.ge(uniform, self.limit, out=torch.empty_like(uniform))
+        elif isinstance(self.keep, Marks):
+            mask = self.keep.factor[:, piece].to(self.dtype, copy=True)
+        elif isinstance(self.keep, Bands):
+            mask = self._large(delta, self.keep.outer, piece)
+            mask -= self._large(delta, self.keep.inner, piece)
         else:
             mask = self._large(delta, self.keep, piece)
         return mask.to(self.dtype).mul_(delta)
@@ -135,13 +140,12 @@ class Deltas:
         return delta.sub_(self.base[piece]) if self.subtract and self.base is not None else delta
 
     def _limit(self, keep: Keep) -> Tensor:
-        """What a magnitude must be above, or a uniform number not below: float32, as both are."""
-        if keep is None:
-            return torch.empty(0)
-        return self.column(keep.rates if isinstance(keep, Drops) else [trim.floor for trim in keep], np.float32)
+        """What a uniform number must not be below: float32, as it is."""
+        return self.column(keep.rates, np.float32) if isinstance(keep, Drops) else torch.empty(0)
 
     def _large(self, delta: Tensor, trims: Sequence[Trim], piece: slice) -> Tensor:
-        mask = delta.abs().float().gt_(self.limit)  # [K, n]
+        floor = self.column([trim.floor for trim in trims], np.float32)  # as magnitudes are compared
+        mask = delta.abs().float().gt_(floor)  # [K, n]
         for k, trim in enumerate(trims):
             if len(trim.excess):
                 first, last = trim.excess.searchsorted((piece.start, piece.stop))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from evomerge import kernels, masks
-from evomerge.masks import Drops, Trim
+from evomerge.masks import Bands, Drops, Keep, Marks, Trim
 from evomerge.methods.combine import Deltas, norms
 from evomerge.methods.slerp import cosine_of
 from evomerge.methods.threshold import Magnitudes
 
 Variant = Literal["paper", "mergekit"]
+T = TypeVar("T")
+Sparse = TypeVar("Sparse", Drops, Bands, Marks)
 TOO_SMALL = 1e-7  # mergekit rescales no delta whose L1 norm is below
 
 
@@ -45,7 +47,7 @@ class Inputs:
     def magnitudes(self) -> tuple[Magnitudes, ...]:
         """Of each delta: what every density is looked up in."""
         size = self.sources[0].numel()
-        return tuple(Magnitudes(partial(self._delta, k), size, resident=self.resident) for k in range(len(self.sources)))
+        return tuple(Magnitudes(partial(self.delta, k), size, resident=self.resident) for k in range(len(self.sources)))
 
     @cached_property
     def deltas(self) -> Tensor:
@@ -83,13 +85,39 @@ class Inputs:
         drops = Drops(tuple(rates), self.keys, (1.0,) * len(rates), self.uniform if self.resident else None)
         if rescale == "paper":
             return replace(drops, rescale=tuple(1 / (1 - rate) if rate < 1 else 1.0 for rate in rates))
-        return replace(drops, rescale=self._ratios(drops)) if rescale == "mergekit" else drops
+        return self.rescaled(drops) if rescale == "mergekit" else drops
 
-    def _ratios(self, drops: Drops) -> tuple[float, ...]:
-        """‖δ‖₁ / ‖m·δ‖₁: what mergekit rescales by instead of 1/(1-p)."""
-        kept = norms(self.base, self.terms, drops, subtract=not self.prepared)
+    def bands(self, density: Sequence[float], gamma: Sequence[float]) -> Bands:
+        """What keeps a share of each delta below its outliers, a share gamma of it; density wins where both do not fit."""
+        trims = [vector.band(*pair) for vector, *pair in zip(self.magnitudes, density, gamma, strict=True)]
+        return Bands(tuple(outer for outer, _ in trims), tuple(inner for _, inner in trims), (1.0,) * len(trims))
+
+    def rescaled(self, keep: Sparse) -> Sparse:
+        """Rescaled by ‖δ‖₁ / ‖m·δ‖₁, to the length that each delta had: what mergekit does instead of 1/(1-p)."""
+        return replace(keep, rescale=self._ratios(keep))
+
+    def _ratios(self, keep: Keep) -> tuple[float, ...]:
+        kept = norms(self.base, self.terms, keep, subtract=not self.prepared)
         pairs = zip(self.norms, kept, strict=True)
         return tuple(1.0 if min(before, after) < TOO_SMALL else before / after for before, after in pairs)
+
+    def once(self, what: Hashable, compute: Callable[[], T]) -> T:
+        """What no recipe changes about this tensor: computed once where the inputs are kept."""
+        if not self.resident:
+            return compute()
+        if what not in self._known:
+            self._known[what] = compute()
+        return cast(T, self._known[what])
+
+    @cached_property
+    def _known(self) -> dict[Hashable, Any]:
+        return {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the computation."""
+        doubles = torch.float64 in {tensor.dtype for tensor in (self.base, *self.sources) if tensor is not None}
+        return torch.float64 if doubles else torch.float32
 
     @property
     def prepared(self) -> bool:
@@ -101,7 +129,8 @@ class Inputs:
         """What `combine` adds up: the deltas where they are prepared, the sources otherwise."""
         return cast(Sequence[Tensor], self.deltas) if self.prepared else self.sources
 
-    def _delta(self, k: int, piece: slice) -> Tensor:
+    def delta(self, k: int, piece: slice) -> Tensor:
+        """A piece of a flat delta, float32: what magnitudes are compared by."""
         if self.resident:
             return self.deltas[k].view(-1)[piece].float()
         return Deltas(self.base, [self.sources[k]], None, subtract=True).whole(piece)[0].float()

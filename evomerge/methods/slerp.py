@@ -14,33 +14,38 @@ import torch
 from torch import Tensor
 
 from evomerge.methods.combine import Deltas, combine
+from evomerge.methods.vectors import gram
 
 STRAIGHT = 0.9995  # |cos ω| from which mergekit, and so we, take the line: the rule for most fine-tunes
+PARALLEL = 1 - 1e-12  # beyond, float64 does not tell an arc from its line
 ZERO_NORM = 1e-8
 
 
-def slerp(a: Tensor, b: Tensor, t: Sequence[float], *, cosine: float | None = None, dtype: torch.dtype | None = None) -> Tensor:
+def slerp(
+    a: Tensor,
+    b: Tensor,
+    t: Sequence[float],
+    *,
+    cosine: float | None = None,
+    straight: float = STRAIGHT,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """From `a` at t = 0 to `b` at t = 1; one t for each of equal groups of rows. `cosine` is theirs, where it is known."""
     cosine = cosine_of(a, b) if cosine is None else cosine
-    left, right = zip(*(coefficients(part, cosine) for part in t), strict=True)
+    left, right = zip(*(coefficients(part, cosine, straight) for part in t), strict=True)
     return combine(None, [a, b], [left, right], subtract=False, dtype=dtype)
 
 
-def coefficients(t: float, cosine: float) -> tuple[float, float]:
+def coefficients(t: float, cosine: float, straight: float = STRAIGHT) -> tuple[float, float]:
     """What each end is multiplied by."""
-    if abs(cosine) > STRAIGHT:
+    if abs(cosine) > straight:
         return 1 - t, t
     omega = math.acos(cosine)
     return math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
 
 
-def cosine_of(a: Tensor, b: Tensor) -> float:
-    """cos ω between two tensors, summed in float64; a vector of length 0 is orthogonal to all."""
-    both = Deltas(None, [a.double(), b.double()], None, subtract=False)
-    products = torch.zeros(2, 2, dtype=torch.float64, device=a.device)
-    for piece in both.chunks():
-        pair = both.whole(piece)
-        products += pair @ pair.T
-    (aa, ab), (_, bb) = products.tolist()
-    lengths = [length if (length := math.sqrt(square)) > ZERO_NORM else 1.0 for square in (aa, bb)]
+def cosine_of(a: Tensor, b: Tensor, shortest: float = ZERO_NORM) -> float:
+    """cos ω between two tensors, summed in float64; a vector no longer than `shortest` is orthogonal to all."""
+    (aa, ab), (_, bb) = gram(Deltas(None, [a, b], None, subtract=False)).tolist()
+    lengths = [length if (length := math.sqrt(square)) > shortest else 1.0 for square in (aa, bb)]
     return float(ab / (lengths[0] * lengths[1]))

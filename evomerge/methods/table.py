@@ -6,21 +6,28 @@ mapping by their names. Where a number stands there may be a tuple: one number f
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from evomerge.errors import RecipeError
-from evomerge.masks import Ballot, Drops, Keep
-from evomerge.methods.combine import balance, combine, groups
+from evomerge.masks import Ballot, Bands, Drops, Keep, Marks
+from evomerge.methods.arcee_fusion import arcee_fusion
+from evomerge.methods.combine import balance, combine
+from evomerge.methods.della import magprune
+from evomerge.methods.fedavg import fedavg
 from evomerge.methods.inputs import Inputs
+from evomerge.methods.knobs import Knobs, Rows, no_average, ordered, per_source, rows, sums, whole_numbers
+from evomerge.methods.model_stock import model_stock
+from evomerge.methods.nearswap import nearswap
+from evomerge.methods.nuslerp import nuslerp
+from evomerge.methods.ram import ram, ramplus_tl
+from evomerge.methods.sce import sce
+from evomerge.methods.slerp import PARALLEL, STRAIGHT, cosine_of
 from evomerge.methods.slerp import slerp as interpolate
+from evomerge.methods.spectra import iso_c, tsvm
+from evomerge.methods.sphere import karcher, multislerp
 
-Knobs = Mapping[str, Any]
-Rows = tuple[float, ...]  # [G], one number for each group of rows
 Method = Callable[[Inputs, Knobs, torch.dtype], Tensor]
 
 TINY_SUM = 1e-8  # weights of deltas whose sum is smaller are not divided by it
@@ -36,7 +43,7 @@ def linear(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
     """Σ wₖ θₖ / Σ wₖ: an average of models. Model soups, Wortsman et al. 2022 (arXiv:2203.05482)."""
     weight, scale = per_source(inputs, knobs["weight"]), [1.0]
     if knobs.get("normalize", True):
-        scale = [1 / total if total else _no_average(inputs) for total, _ in _sums(weight)]
+        scale = [1 / total if total else no_average(inputs) for total, _ in sums(weight)]
     return combine(None, inputs.sources, weight, scale=scale, subtract=False, dtype=dtype)
 
 
@@ -46,9 +53,17 @@ def task_arithmetic(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
 
 
 def slerp(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
-    """From the base at t = 0 to the source at t = 1 along an arc. Shoemake 1985."""
-    assert inputs.base is not None
-    return interpolate(inputs.base, inputs.sources[0], rows(knobs["t"]), cosine=inputs.cosine, dtype=dtype)
+    """From the base at t = 0 to the source at t = 1 along an arc. Shoemake 1985.
+
+    `mergekit` takes the line instead of the arc where |cos ω| > 0.9995, as it is for most fine-tunes, and no angle of vectors
+    shorter than 1e-8; `paper` does neither.
+    """
+    base, source, t = inputs.base, inputs.sources[0], rows(knobs["t"])
+    assert base is not None
+    if knobs.get("variant", "mergekit") == "mergekit":
+        return interpolate(base, source, t, cosine=inputs.cosine, straight=STRAIGHT, dtype=dtype)
+    cosine = inputs.once("cosine of the paper", lambda: cosine_of(base, source, 0.0))
+    return interpolate(base, source, t, cosine=cosine, straight=PARALLEL, dtype=dtype)
 
 
 def ties(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
@@ -57,9 +72,10 @@ def ties(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
     `paper` trims over the whole model, which one tensor does not know: the knob `threshold` holds a Trim for each source.
     """
     if knobs.get("variant", "mergekit") == "paper":
-        keep = _ordered(inputs, knobs["threshold"])
+        trims = tuple(ordered(inputs, knobs["threshold"]))
     else:
-        keep = inputs.trims(_numbers(inputs, knobs, "density"))
+        trims = tuple(inputs.trims(whole_numbers(inputs, knobs, "density")))
+    keep = inputs.rescaled(Bands.below(trims)) if knobs.get("rescale", False) else trims
     return _elected(inputs, {"normalize": True, **knobs}, keep, dtype)
 
 
@@ -71,6 +87,29 @@ def dare_linear(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
 def dare_ties(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
     """DARE's drop in the place of TIES' trim, then TIES' election. Yu et al. 2024 (arXiv:2311.03099)."""
     return _elected(inputs, {"normalize": False, **knobs}, _drops(inputs, knobs), dtype)
+
+
+def della(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
+    """A drop that spares the large deltas of each row, then TIES' election. Deep et al. 2024 (arXiv:2406.11617).
+
+    `paper` divides each survivor by its own chance to stay, `mergekit` scales all of a source's to their old L1 norm.
+    """
+    return _elected(inputs, {"normalize": True, **knobs}, _marks(inputs, knobs), dtype)
+
+
+def della_linear(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
+    """DELLA's drop without an election: a sum, as in DARE. Deep et al. 2024 (arXiv:2406.11617)."""
+    return _added(inputs, knobs, _marks(inputs, knobs), dtype)
+
+
+def breadcrumbs(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
+    """θ₀ + λ Σ wₖ δₖ without what is small and without outliers. Davari and Belilovsky 2023 (arXiv:2312.06795)."""
+    return _added(inputs, knobs, _bands(inputs, knobs), dtype)
+
+
+def breadcrumbs_ties(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
+    """Breadcrumbs' mask in the place of TIES' trim, then TIES' election. `variant` is the election's."""
+    return _elected(inputs, {"normalize": False, **knobs}, _bands(inputs, knobs), dtype)
 
 
 def passthrough(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
@@ -88,6 +127,22 @@ METHODS: dict[str, Method] = {
     "ties": ties,
     "dare_linear": dare_linear,
     "dare_ties": dare_ties,
+    "della": della,
+    "della_linear": della_linear,
+    "breadcrumbs": breadcrumbs,
+    "breadcrumbs_ties": breadcrumbs_ties,
+    "model_stock": model_stock,
+    "nuslerp": nuslerp,
+    "multislerp": multislerp,
+    "karcher": karcher,
+    "sce": sce,
+    "nearswap": nearswap,
+    "arcee_fusion": arcee_fusion,
+    "ram": ram,
+    "ramplus_tl": ramplus_tl,
+    "tsvm": tsvm,
+    "iso_c": iso_c,
+    "fedavg": fedavg,
     "passthrough": passthrough,
 }
 
@@ -95,7 +150,7 @@ METHODS: dict[str, Method] = {
 def _added(inputs: Inputs, knobs: Knobs, keep: Keep, dtype: torch.dtype) -> Tensor:
     weight, scale = per_source(inputs, knobs["weight"]), rows(knobs.get("lambda", 1.0))
     if knobs.get("normalize", False):
-        scale = tuple(s / (total if abs(total) >= TINY_SUM else 1.0) for total, s in _sums(weight, scale))
+        scale = tuple(s / (total if abs(total) >= TINY_SUM else 1.0) for total, s in sums(weight, scale))
     return _combined(inputs, weight, keep=keep, scale=scale, dtype=dtype)
 
 
@@ -124,38 +179,18 @@ def _ballot(inputs: Inputs, knobs: Knobs, keep: Keep) -> Ballot:
 
 def _drops(inputs: Inputs, knobs: Knobs) -> Drops:
     rescale = knobs.get("variant", "mergekit") if knobs.get("rescale", True) else None
-    return inputs.drops(_numbers(inputs, knobs, "drop_rate"), rescale)
+    return inputs.drops(whole_numbers(inputs, knobs, "drop_rate"), rescale)
 
 
-def per_source(inputs: Inputs, knob: Any) -> list[Rows]:
-    """A knob's numbers for each source; a single number is everybody's."""
-    return [rows(value) for value in _ordered(inputs, knob)]
+def _marks(inputs: Inputs, knobs: Knobs) -> Marks:
+    density = whole_numbers(inputs, knobs, "density")
+    epsilon = whole_numbers(inputs, {"epsilon": 0.15, **knobs}, "epsilon")
+    rescale = knobs.get("variant", "mergekit") if knobs.get("rescale", True) else None
+    marks = magprune(inputs, density, epsilon, rescale=rescale == "paper")
+    return inputs.rescaled(marks) if rescale == "mergekit" else marks
 
 
-def _ordered(inputs: Inputs, knob: Any) -> Sequence[Any]:
-    names = inputs.place.sources
-    if isinstance(knob, Mapping):
-        return [knob[name] for name in names]
-    return knob if isinstance(knob, (list, tuple)) else [knob] * len(names)
-
-
-def rows(value: Any) -> Rows:
-    return tuple(float(v) for v in value) if isinstance(value, (list, tuple)) else (float(value),)
-
-
-def _numbers(inputs: Inputs, knobs: Knobs, name: str) -> list[float]:
-    """A knob that has one number for each source's whole tensor."""
-    values = per_source(inputs, knobs[name])
-    for value in values:
-        if len(value) > 1:
-            raise RecipeError(f"{name}: {len(value)} row groups, but it is one number for a tensor; give rows to the weight")
-    return [value[0] for value in values]
-
-
-def _sums(weight: list[Rows], scale: Rows = (1.0,)) -> list[tuple[float, float]]:
-    """Σ wₖ of each group of rows, and its scale."""
-    return [(math.fsum(group.weight), group.scale) for _, group in groups(0, weight, scale)]
-
-
-def _no_average(inputs: Inputs) -> float:
-    raise RecipeError(f"linear: the weights of {inputs.place.tensor} add up to 0; raise one, or set normalize: false")
+def _bands(inputs: Inputs, knobs: Knobs) -> Bands:
+    density = whole_numbers(inputs, knobs, "density")
+    bands = inputs.bands(density, whole_numbers(inputs, {"gamma": 0.01, **knobs}, "gamma"))
+    return inputs.rescaled(bands) if knobs.get("rescale", False) else bands

@@ -87,6 +87,21 @@ class Magnitudes:
         """What keeps exactly `density` of this task vector."""
         return thresholds([self], density)[0]
 
+    def band(self, density: float, gamma: float) -> tuple[Trim, Trim]:
+        """What keeps `density` of this task vector below the largest `gamma` of it: an outer trim without an inner one.
+
+        Where both do not fit, fewer of the largest are left out. Breadcrumbs, Davari and Belilovsky 2023 (arXiv:2312.06795).
+        """
+        if density >= 1:
+            return Trim(0.0, self.size), Trim(np.inf, -1)
+        kept, outliers = int(density * self.size), int(gamma * self.size)
+        inner = min(outliers, self.size - kept)
+        return self.largest(inner + kept), self.largest(inner)
+
+    def largest(self, kept: int) -> Trim:
+        """What keeps exactly so many elements."""
+        return _largest([self], kept, self.table)[0]
+
     @cached_property
     def table(self) -> Table:
         counts = np.zeros(BINS, np.int64)
@@ -141,7 +156,10 @@ def thresholds(vectors: Sequence[Magnitudes], density: float, table: Table | Non
     if density >= 1:
         return tuple(Trim(0.0, vector.size) for vector in vectors)
     table = table or Table.merge([vector.table for vector in vectors])
-    kept = count(density, table.size)
+    return _largest(vectors, count(density, table.size), table)
+
+
+def _largest(vectors: Sequence[Magnitudes], kept: int, table: Table) -> tuple[Trim, ...]:
     if not kept:
         return tuple(Trim(np.inf, -1) for _ in vectors)
     bin, rank = table.find(kept)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from evomerge.document import Place
-from evomerge.recipe import METHOD_KNOBS, Recipe
+from evomerge.recipe import COUNTS, METHOD_KNOBS, Recipe
 from evomerge.space import Space
 
 LAMBDAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -17,6 +17,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "ties": {"weight": 1.0, "density": 0.2, "lambda": 1.0},
     "dare_linear": {"weight": 1.0, "drop_rate": 0.9, "lambda": 1.0},
     "dare_ties": {"weight": 1.0, "drop_rate": 0.9, "lambda": 1.0},
+    **{method: {} for method in ("model_stock", "karcher", "ram", "ramplus_tl")},  # nothing to set, or their own defaults
 }
 
 
@@ -51,7 +52,8 @@ def _rules(space: Space) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"ties-{density:g}-{scale:g}", {"method": "ties", "weight": 1.0, "density": density, "lambda": scale}
     for method in sorted(_methods(space.template) & set(PUBLISHED)):
         rule = {"method": method, **PUBLISHED[method]}
-        if method != "ties":  # its published setting is a point of the grid
+        fits = len(space.template["sources"]) >= COUNTS.get(method, (1, 1))[0]
+        if fits and method != "ties":  # its published setting is a point of the grid
             yield f"{method}-published", rule
 
 

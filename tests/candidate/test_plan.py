@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import describe_plan, dry_run
 from evomerge.candidate.plan import Depths
+from evomerge.document import Place
 from evomerge.errors import CheckpointError, RecipeError
+from evomerge.recipe import COUNTS, METHOD_KNOBS, Recipe, dial_of
+from evomerge.space import Space
 from tests.candidate.conftest import WORDS, llama, write_tokenizer
 
 LINEAR = {"match": "*", "method": "linear", "weight": 0.5}
@@ -266,3 +269,81 @@ def test_a_dry_run_loads_no_heavy_library(make, tmp_path):
 
 def test_checkpoints_share_a_vocabulary_by_tokens_not_by_file(family):
     assert Checkpoint.open(family / "base").tokenizer == Checkpoint.open(family / "math").tokenizer
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"method": "sce", "select_topk": {"rows": [0.1, 0.2]}}, "rules[0].select_topk: takes no rows, it is one number"),
+        (
+            {"method": "della", "weight": 1, "density": 0.5, "epsilon": {"rows": [0.1, 0.2]}},
+            "rules[0].epsilon.math: takes no rows",
+        ),
+        ({"method": "karcher", "weight": {"math": 1, "code": -1}}, "rules[0].weight: add up to 0 at"),
+        ({"method": "multislerp", "weight": {"math": 1, "code": -1}}, "rules[0].weight: add up to 0 at"),
+    ],
+)
+def test_a_number_that_does_not_fit_its_method_is_refused(make, rule, message):
+    with pytest.raises(RecipeError) as caught:
+        dry_run(make(**rule))
+
+    assert message in str(caught.value)
+
+
+def test_a_window_that_reaches_beyond_0_or_1_is_named(make):
+    rule = {"method": "della", "weight": 1.0, "density": {"math": [0.5, 0.9], "code": 1.0}}
+
+    assert dry_run(make(**rule)).warnings == (
+        "rules[0].epsilon.math: density ± epsilon leaves [0, 1]; it is narrowed there (mergekit refuses it)",
+    )
+
+
+def opened(method, knob, sources):
+    """A knob as a search space writes it: a curve over depth, or a choice."""
+    dial = dial_of(method, knob)
+    if dial.kind != "number":
+        return {"choice": {"flag": [True, False], "count": [1, 7], "word": list(dial.words)}[dial.kind]}
+    curve = {"range": [max(dial.low, 0.1), min(dial.high, 0.4)], "points": 2}
+    return dict.fromkeys(sources, curve) if dial.per_source else curve
+
+
+@pytest.mark.parametrize("method", METHOD_KNOBS)
+def test_every_knob_of_every_method_is_searched(make, family, method):
+    sources = ["math", "code"][: COUNTS.get(method, (1, 2))[1]]
+    knobs = {knob: opened(method, knob, sources) for knob in METHOD_KNOBS[method] if (method, knob) != ("ties", "variant")}
+    template = make(**LINEAR).to_data() | {"rules": [{"match": "*", "method": method, "sources": sources, **knobs}]}
+
+    space = Space.from_data(template, Place("space"), family)
+
+    recipes = [space.build(corner) for corner in space.corners()]
+    assert [Recipe.from_data(recipe.to_data(), Place("again")) for recipe in recipes] == recipes
+    ends = [dry_run(recipe) for recipe in recipes]
+    assert len(space.parameters) == sum(
+        1 if "choice" in knob else 2 if "range" in knob else 2 * len(sources) for knob in knobs.values()
+    )
+    if space.parameters:
+        assert len({repr(step.knobs) for plan in ends for step in plan.steps}) > 1
+
+
+def test_lines_is_a_lambda_of_two_points(make):
+    """LiNeS (Wang et al. 2024): layer l of L adds its delta times α + β (l - 1)/(L - 1)."""
+    depths = Depths([f"layers.{i}.w" for i in range(5)])
+    curve = make(method="task_arithmetic", weight=1.0, **{"lambda": [0.2, 1.0]}).rules[0].knobs["lambda"]
+
+    assert [curve.at(depths.of(f"layers.{i}.w"))[0] for i in range(5)] == pytest.approx([0.2 + 0.8 * i / 4 for i in range(5)])
+
+
+def test_every_layer_may_choose_its_own_method(make, family):
+    choice = [{"method": "ties", "density": 0.5}, {"method": "karcher", "between": "deltas"}]
+    rules = [{"match": f"model.layers.{i}.*", "weight": 0.5, "choice": choice} for i in range(2)]
+    space = Space.from_data(make(**LINEAR).to_data() | {"rules": [*rules, LINEAR]}, Place("space"), family)
+
+    plan = dry_run(space.build({"rules[0].choice": 0, "rules[1].choice": 1}))
+
+    methods = {step.name.split(".")[2]: step.method for step in plan.steps if ".layers." in step.name}
+    assert methods == {"0": "ties", "1": "karcher"}
+
+
+def test_a_clip_of_the_whole_model_has_no_depth(make):
+    with pytest.raises(RecipeError, match="clip_norm: a model's whole delta is clipped at once"):
+        dry_run(make(method="fedavg", clip_norm=[0.1, 0.5]))

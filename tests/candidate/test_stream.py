@@ -19,6 +19,9 @@ RULES = {
     "dare_linear": {"method": "dare_linear", "weight": 0.4, "drop_rate": 0.5},
     "dare_ties": {"method": "dare_ties", "weight": 0.4, "drop_rate": {"math": 0.3, "code": [0.1, 0.9]}},
     "slerp": {"method": "slerp", "t": [0.1, 0.9], "sources": ["code"]},
+    "della": {"method": "della", "weight": 0.4, "density": 0.5, "epsilon": {"math": [0.0, 0.3], "code": 0.1}},
+    "sce": {"method": "sce", "select_topk": [0.3, 0.7]},
+    "fedavg": {"method": "fedavg", "weight": {"math": 100, "code": 300}, "clip_norm": 1.0},
     "passthrough": {"method": "passthrough", "sources": ["math"]},
 }
 
@@ -173,3 +176,14 @@ def test_a_resident_model_outlives_its_file(make, family, tmp_path):
     assert all(tensor.equal(after[name]) for name, tensor in before.items())
     assert materialize(recipe, sources).key == key
     assert not Checkpoint.open(tmp_path / "base").read("lm_head.weight").equal(after["lm_head.weight"])
+
+
+def test_federated_averaging_clips_the_whole_model(make, family):
+    found = merged(make(method="fedavg", clip_norm=0.5, sources=["math"], dtype="float64"))
+
+    base, math = (load_file(family / name / "model.safetensors") for name in ("base", "math"))
+    moved = {name: (tensor - base[name].double(), math[name].double() - base[name].double()) for name, tensor in found.items()}
+    length = sum(float(delta.square().sum()) for _, delta in moved.values()) ** 0.5
+    assert length > 5
+    for change, delta in moved.values():
+        torch.testing.assert_close(change, delta * 0.5 / length, rtol=1e-4, atol=1e-7)

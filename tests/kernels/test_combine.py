@@ -14,6 +14,7 @@ from evomerge.errors import MissingExtra
 from evomerge.methods import combine as specification
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.table import METHODS, merge_tensor
+from evomerge.recipe import METHOD_KNOBS
 from tests.methods.cases import KNOBS, OTHERWISE, inputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,7 +54,7 @@ def test_the_kernel_is_the_specification(method, table, shape, dtype):
 
 def measured(method: str, knobs: dict[str, object]) -> bool:
     """Whether a norm is summed, whose last bits depend on the order."""
-    return method.startswith("dare") and knobs.get("rescale", True) is True and knobs.get("variant") != "paper"
+    return bool(knobs.get("rescale", METHOD_KNOBS[method].get("rescale"))) and knobs.get("variant") != "paper"
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])

@@ -9,12 +9,15 @@ from evomerge.methods import combine
 from evomerge.methods.inputs import Inputs, Place
 from evomerge.methods.table import METHODS, merge_tensor
 from evomerge.methods.threshold import thresholds
-from evomerge.recipe import METHOD_KNOBS
-from tests.methods.cases import KNOBS, NAMES, ONE_SOURCE, OTHERWISE, inputs
+from evomerge.recipe import INCLUDES_BASE, METHOD_KNOBS, dial_of
+from tests.methods.cases import KNOBS, NAMES, OTHERWISE, count_of, inputs
 from tests.methods.reference import merge
 
 ELECTING = ("ties", "dare_ties")
 DARE = ("dare_linear", "dare_ties")
+SPHERICAL = ("slerp", "nuslerp", "multislerp", "karcher", "model_stock")  # sum inner products over a tensor
+ENERGETIC = ("sce",)  # sums squares
+RESCALED = {method: knobs.get("rescale") for method, knobs in METHOD_KNOBS.items()}  # by a sum of magnitudes
 everywhere = pytest.mark.parametrize("method", METHODS)
 both = pytest.mark.parametrize("table", [KNOBS, OTHERWISE], ids=["usual", "otherwise"])
 
@@ -27,8 +30,7 @@ def test_the_table_has_the_methods_of_the_recipe():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_merging_a_model_with_itself_changes_nothing(method, dtype):
     base = inputs(method, dtype=dtype).base
-    count = 1 if method in ONE_SOURCE else 3
-    knobs = {**KNOBS[method], "scale": 1.0}
+    count, knobs = count_of(method), {**KNOBS[method], "scale": 1.0}
 
     merged = merge_tensor(method, Inputs(base, (base,) * count, Place(0, "t", NAMES[:count])), knobs)
 
@@ -72,6 +74,26 @@ def test_bfloat16_is_rounded_once(method, table):
     assert (merged != once).float().mean() < 1e-3  # only where float32 lands beside the middle of two bfloat16
 
 
+@everywhere
+@both
+def test_in_bfloat16_only_an_element_at_a_border_is_off_by_more_than_a_rounding(method, table):
+    """A vote or a magnitude within float32's reach of its border may fall to the other side: less than 1e-4 of all do.
+
+    With weights like 1.2 and 0.9 more do: bfloat16 deltas of 3 and 4 steps then cancel exactly, and a rounding elects.
+    """
+    given, knobs = inputs(method, (300, 100)), dict(table[method])
+    if isinstance(knobs.get("weight"), tuple):
+        knobs["weight"] = tuple(w * odd for w, odd in zip(knobs["weight"], (1.0137, 0.9871, 1.0291), strict=False))
+    exact = Inputs(given.base.double(), tuple(source.double() for source in given.sources), given.place)
+    truth = merge_tensor(method, exact, knobs)
+
+    error = (merge_tensor(method, given, knobs).double() - truth).abs()
+
+    ulp = 2.0 ** (truth.abs().clamp(min=1e-30).log2().floor() - 7)
+    size = torch.stack([exact.base, *exact.sources]).abs().amax(0)
+    assert (error > ulp / 2 + 1e-6 * size).double().mean() < 1e-4
+
+
 @pytest.mark.parametrize("doubled", ["base", "source"])
 @pytest.mark.parametrize("resident", [False, True])
 def test_one_float64_input_makes_it_float64_inside(doubled, resident):
@@ -95,7 +117,8 @@ def test_no_result_depends_on_the_chunks(method, table, resident, monkeypatch):
     monkeypatch.setattr(combine, "CHUNK", 3 * 97)
     chunked = merge_tensor(method, inputs(method, (2000,), resident=resident), table[method], torch.float32)
 
-    assert_close(chunked, whole, rtol=0 if method not in DARE else 1e-6, atol=0 if method not in DARE else 1e-8)
+    summed = method in (*SPHERICAL, *ENERGETIC) or table[method].get("rescale", RESCALED.get(method))
+    assert_close(chunked, whole, rtol=1e-6 if summed else 0, atol=1e-8 if summed else 0)
 
 
 @everywhere
@@ -119,7 +142,7 @@ def test_the_inputs_are_left_as_they_were(method):
         assert torch.equal(tensor, old)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("linear", "passthrough")])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in INCLUDES_BASE])
 def test_a_nan_of_the_base_is_seen_in_the_result(method):
     given = inputs(method, (2000,), torch.float32)
     given.base[::50] = float("nan")
@@ -152,7 +175,7 @@ def test_knobs_may_be_named_by_source(method):
     assert torch.equal(merge_tensor(method, given, named), merge_tensor(method, given, knobs))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if "weight" in METHOD_KNOBS[m]])
+@pytest.mark.parametrize("method", [m for m in METHODS if "weight" in METHOD_KNOBS[m] and not dial_of(m, "weight").whole])
 def test_a_weight_for_each_group_of_rows(method):
     given = inputs(method, (12, 5), torch.float64)
     knobs = {**KNOBS[method], "weight": ((0.2, 0.5, 0.9), (0.4,), (0.1, 0.2, 0.3))}
