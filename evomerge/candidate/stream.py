@@ -78,8 +78,9 @@ Trims = Mapping[str, Sequence[Trim]]  # tensor -> one for each source of its rul
 class Sources:
     """The models that recipes name, opened once.
 
-    `resident` keeps tensors, deltas, random numbers and tables of magnitudes for the next candidate, some twelve bytes an
-    element and source: for a search. Otherwise each tensor is read, merged and dropped: for one merge of a large model.
+    `resident` keeps tensors and tables of magnitudes for the next candidate, some eight bytes an element and source beside
+    the tensors' own, twice that in plain torch: for a search. Otherwise each tensor is read, merged and dropped: for one
+    merge of a large model.
     """
 
     def __init__(self, *, resident: bool = False, device: str | torch.device = "cpu") -> None:

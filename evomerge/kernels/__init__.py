@@ -1,29 +1,40 @@
-"""Triton kernels: each file has the name and the signature of its reference in `methods/`."""
+"""Fast twins of `methods/`: Triton on a GPU, C++ on a CPU. Each has the name and the signature of its plain reference."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.errors import MissingExtra
+from evomerge.kernels.compiled import library
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-Backend = Literal["torch", "triton"]
-DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")  # float64 stays with torch
+Backend = Literal["torch", "native", "triton"]
+DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
+MOST = 16  # sources of one merge
+TWINS: dict[Backend, dict[str, str]] = {  # where each function's twin stands
+    "torch": {},
+    "native": dict.fromkeys(("combine", "norms", "balance"), "evomerge.kernels.native"),
+    "triton": dict.fromkeys(("combine", "norms"), "evomerge.kernels.combine"),
+}
 _forced: ContextVar[Backend | None] = ContextVar("backend", default=None)
 
 
 @contextmanager
 def backend(name: Backend) -> Iterator[None]:
-    """Everything inside runs on this side: `torch`, or `triton` (on CPU tensors under TRITON_INTERPRET=1)."""
+    """Everything inside runs on this side where it can: `torch`, `native` (C++), or `triton` (on a CPU: TRITON_INTERPRET=1)."""
     if name == "triton" and not available():
         raise MissingExtra("triton is not installed: pip install triton, or use backend('torch')")
+    if name == "native" and library() is None:
+        raise MissingExtra("the C++ side is not there: install a C++ compiler (apt install g++), or use backend('torch')")
     token = _forced.set(name)
     try:
         yield
@@ -31,12 +42,35 @@ def backend(name: Backend) -> Iterator[None]:
         _forced.reset(token)
 
 
+def side(*tensors: Tensor) -> Backend:
+    """Which side takes these tensors: the one that is forced, else triton on a CUDA device, native on a CPU; torch the rest."""
+    wanted = _forced.get() or ("triton" if tensors[0].is_cuda else "native")
+    if wanted == "triton":
+        return "triton" if available() and all(str(tensor.dtype) in DTYPES for tensor in tensors) else "torch"
+    if wanted == "native" and all(_plain(tensor) for tensor in tensors):
+        return "native" if library() is not None else "torch"
+    return "torch"
+
+
+def twin(
+    name: str, base: Tensor | None, sources: Sequence[Tensor], keep: object = None, dtype: torch.dtype | None = None
+) -> Callable[..., Any] | None:
+    """The fast function of this name, if one takes these tensors, this kind of mask and this dtype of the result."""
+    tensors = [*sources] if base is None else [base, *sources]
+    there = TWINS[side(*tensors)].get(name)
+    if there is None or len(sources) > MOST or len({tensor.numel() for tensor in tensors}) > 1:
+        return None
+    module = importlib.import_module(there)
+    return getattr(module, name) if module.takes(keep, dtype) else None
+
+
 def usable(*tensors: Tensor) -> bool:
-    """Whether a kernel takes these tensors: on a CUDA device, or where a test has forced it."""
-    forced = _forced.get()
-    if forced == "torch" or not (forced == "triton" or tensors[0].is_cuda):
-        return False
-    return available() and all(str(tensor.dtype) in DTYPES for tensor in tensors)
+    """Whether a Triton kernel takes these tensors."""
+    return side(*tensors) == "triton"
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and (str(tensor.dtype) in DTYPES or str(tensor.dtype) == "torch.float64")
 
 
 @cache

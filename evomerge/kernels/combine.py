@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evomerge.masks import Ballot, Drops, Keep
+from evomerge.masks import Ballot, Drops, Keep, Trim
 
 # The largest block: Triton's interpreter pays for every block, a GPU wants many
 BLOCK = 1 << 17 if os.environ.get("TRITON_INTERPRET") == "1" else 1024
@@ -100,6 +100,12 @@ def _combine(
             total = tl.div_rn(total, tl.where(divisor == 0, 1.0, divisor))
         total = total * tl.load(scales + group)
     tl.store(merged + position, _rounded(start + total, merged.dtype.element_ty), mask=inside)
+
+
+def takes(keep: Keep = None, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernel knows this kind of mask and this dtype of a result."""
+    known = keep is None or isinstance(keep, Drops) or all(isinstance(trim, Trim) for trim in keep)
+    return known and dtype in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def combine(
