@@ -22,8 +22,12 @@ DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 MOST = 16  # sources of one merge
 TWINS: dict[Backend, dict[str, str]] = {  # where each function's twin stands
     "torch": {},
-    "native": dict.fromkeys(("combine", "norms", "balance"), "evomerge.kernels.native"),
-    "triton": dict.fromkeys(("combine", "norms"), "evomerge.kernels.combine"),
+    "native": dict.fromkeys(("combine", "norms", "balance", "counts", "members"), "evomerge.kernels.native"),
+    "triton": {
+        **dict.fromkeys(("combine", "norms"), "evomerge.kernels.combine"),
+        **dict.fromkeys(("counts", "members"), "evomerge.kernels.threshold"),
+        "products": "evomerge.kernels.slerp",
+    },
 }
 _forced: ContextVar[Backend | None] = ContextVar("backend", default=None)
 
@@ -61,7 +65,8 @@ def twin(
     if there is None or len(sources) > MOST or len({tensor.numel() for tensor in tensors}) > 1:
         return None
     module = importlib.import_module(there)
-    return getattr(module, name) if module.takes(keep, dtype) else None
+    takes = getattr(module, "takes", None)
+    return getattr(module, name) if takes is None or takes(keep, dtype) else None
 
 
 def usable(*tensors: Tensor) -> bool:

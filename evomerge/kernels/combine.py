@@ -120,16 +120,16 @@ def combine(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """base + scale · Σ weightₖ · δₖ: the launcher."""
-    flat, first = [source.reshape(-1) for source in sources], sources[0] if base is None else base
+    flat, first = [source.contiguous() for source in sources], sources[0] if base is None else base
     wanted = dtype or first.dtype
     merged = torch.empty(first.shape, dtype=torch.float32 if wanted == torch.float64 else wanted, device=first.device)
     size, count = merged.numel(), math.lcm(len(scale), *map(len, weight))
     weights, voices, scales = _numbers(weight, scale, count, keep, ballot, first.device)
     limits, lasts, keys, kind = _limits(keep, len(flat), first.device)
     if size:
-        block = _block(size)
+        block = block_of(size)
         _combine[(triton.cdiv(size, block),)](
-            flat[0] if base is None else base.reshape(-1), tuple(flat), merged.view(-1),
+            flat[0] if base is None else base.contiguous(), tuple(flat), merged,
             weights, voices, scales, limits, lasts, keys, size, max(size // count, 1),
             K=len(flat), GROUPS=count, ADD=base is not None, SUBTRACT=subtract and base is not None, KEEP=kind,
             ELECT=ballot is not None, WEIGHTED=ballot is None or ballot.weighted,
@@ -138,7 +138,8 @@ def combine(
     return merged.to(wanted)
 
 
-def _block(size: int) -> int:
+def block_of(size: int) -> int:
+    """Elements of a block: a power of two."""
     return int(min(BLOCK, max(4, triton.next_power_of_2(size))))  # four words of random numbers at least
 
 
@@ -196,14 +197,14 @@ def _norms(
 
 def norms(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *, subtract: bool = True) -> list[float]:
     """‖δₖ‖₁ of what `keep` keeps: a sum for each block, and their sum in float64."""
-    flat, size, device = [source.reshape(-1) for source in sources], sources[0].numel(), sources[0].device
+    flat, size, device = [source.contiguous() for source in sources], sources[0].numel(), sources[0].device
     if not size:
         return [0.0] * len(flat)
-    block = _block(size)
+    block = block_of(size)
     partial = torch.empty(triton.cdiv(size, block), len(flat), dtype=torch.float32, device=device)
     limits, lasts, keys, kind = _limits(keep, len(flat), device)
     _norms[(len(partial),)](
-        flat[0] if base is None else base.reshape(-1), tuple(flat), partial, limits, lasts, keys, size,
+        flat[0] if base is None else base.contiguous(), tuple(flat), partial, limits, lasts, keys, size,
         K=len(flat), SUBTRACT=subtract and base is not None, KEEP=kind, BLOCK=block, **EXACT,
     )  # fmt: skip
     return [float(total) for total in partial.double().sum(0).tolist()]

@@ -344,9 +344,45 @@ double balance(const Job &job) {
     return double(signs);
 }
 
+// The magnitudes of the one delta, a block at a time.
+template <class C, class Do>
+void magnitudes(const Job &job, Do &&todo) {
+    Block<C> block;
+    blocks(job, [&](int64_t start, int count) {
+        load_base(job, start, count, block);
+        vote(job, 0, start, count, C(1), block, block.votes[0]);
+        for (int i = 0; i < count; ++i) block.uniform[i] = float(std::fabs(block.votes[0][i]));
+        todo(start, count, block.uniform);
+    });
+}
+
+// How many magnitudes lie in each bin, in four tables [4, 2¹⁵]: neighbours often share a bin, and would wait for each other.
+template <class C>
+void counts(const Job &job, int64_t *tables) {
+    magnitudes<C>(job, [=](int64_t, int count, const float *sizes) {
+        for (int i = 0; i < count; ++i) ++tables[((i & 3) << 15) + (bits<uint32_t>(sizes[i]) >> 16)];
+    });
+}
+
+// The elements of one bin by position; there is room for one more than there are.
+template <class C>
+void members(const Job &job, uint32_t bin, float *sizes, int64_t *positions) {
+    int64_t found = 0;
+    magnitudes<C>(job, [&](int64_t start, int count, const float *all) {
+        for (int i = 0; i < count; ++i) {
+            sizes[found] = all[i], positions[found] = start + i;
+            found += bits<uint32_t>(all[i]) >> 16 == bin;
+        }
+    });
+}
+
 }  // namespace
 
 extern "C" {
+void counts_float32(const Job *job, int64_t *tables) { counts<float>(*job, tables); }
+void counts_float64(const Job *job, int64_t *tables) { counts<double>(*job, tables); }
+void members_float32(const Job *job, uint32_t bin, float *sizes, int64_t *to) { members<float>(*job, bin, sizes, to); }
+void members_float64(const Job *job, uint32_t bin, float *sizes, int64_t *to) { members<double>(*job, bin, sizes, to); }
 void combine_float32(const Job *job) { combine<float>(*job); }
 void combine_float64(const Job *job) { combine<double>(*job); }
 void kept_float32(const Job *job) { kept<float>(*job); }

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evomerge.kernels import MOST
@@ -16,6 +18,7 @@ from evomerge.kernels.compiled import library
 from evomerge.masks import Ballot, Drops, Keep, Trim
 
 KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+BINS = 1 << 15  # of magnitudes, see methods/threshold.py
 ALL, TRIM, DROP = 0, 1, 2  # what `keep` asks for
 CHUNK = 3 << 15  # of all deltas together whose norm is summed: the specification's, which no bit may differ from
 SHARE = 1 << 18  # elements that are worth a thread
@@ -84,6 +87,24 @@ def balance(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *
     return math.fsum(run(request.function("balance"), request.jobs(0, sources[0].numel())))
 
 
+def counts(base: Tensor | None, source: Tensor) -> NDArray[np.int64]:
+    """How many magnitudes of source - base lie in each bin, [BINS]."""
+    request = Request(base, [source], None, subtract=True)
+    tables = np.zeros((4, BINS), np.int64)
+    request.function("counts")(request.all(), tables.ctypes.data_as(ctypes.c_void_p))
+    counted: NDArray[np.int64] = tables.sum(0)
+    return counted
+
+
+def members(base: Tensor | None, source: Tensor, bin: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Magnitudes and positions of a bin's elements, which are `count`, by position."""
+    request = Request(base, [source], None, subtract=True)
+    sizes, positions = np.empty(count + 1, np.float32), np.empty(count + 1, np.int64)
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (sizes, positions))
+    request.function("members")(request.all(), ctypes.c_uint32(bin), *pointers)
+    return sizes[:count], positions[:count]
+
+
 class Request:
     """Tensors and numbers as the C++ side reads them; it holds the tensors as long as it lives."""
 
@@ -119,6 +140,11 @@ class Request:
             return
         job.voice[:], job.scale = _filled([w * r if ballot.weighted else r for w, r in pairs]), scale
         job.elect, job.weighted, job.normalize, job.tie = True, ballot.weighted, ballot.normalize, ballot.tie
+
+    def all(self) -> Any:
+        """All elements as one job."""
+        self.job.start, self.job.stop = 0, self.sources[0].numel()
+        return ctypes.byref(self.job)
 
     def jobs(self, first: int, last: int) -> Iterator[Job]:
         """Stretches in which each source has one limit, and which are enough for every thread."""

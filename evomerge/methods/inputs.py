@@ -44,8 +44,11 @@ class Inputs:
     @cached_property
     def magnitudes(self) -> tuple[Magnitudes, ...]:
         """Of each delta: what every density is looked up in."""
-        size = self.sources[0].numel()
-        return tuple(Magnitudes(partial(self._delta, k), size, resident=self.resident) for k in range(len(self.sources)))
+        size, laid_out = self.sources[0].numel(), self.resident and not self.sources[0].is_cuda
+        return tuple(
+            Magnitudes(partial(self._delta, k), size, resident=laid_out, pair=(self.base, source))
+            for k, source in enumerate(self.sources)
+        )
 
     @cached_property
     def deltas(self) -> Tensor:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.methods.combine import Deltas, combine
 
 STRAIGHT = 0.9995  # |cos ω| from which mergekit, and so we, take the line: the rule for most fine-tunes
@@ -35,12 +37,20 @@ def coefficients(t: float, cosine: float) -> tuple[float, float]:
 
 
 def cosine_of(a: Tensor, b: Tensor) -> float:
-    """cos ω between two tensors, summed in float64; a vector of length 0 is orthogonal to all."""
-    both = Deltas(None, [a.double(), b.double()], None, subtract=False)
-    products = torch.zeros(2, 2, dtype=torch.float64, device=a.device)
-    for piece in both.chunks():
-        pair = both.whole(piece)
-        products += pair @ pair.T
-    (aa, ab), (_, bb) = products.tolist()
+    """cos ω between two tensors; a vector of length 0 is orthogonal to all."""
+    aa, ab, bb = products(a, b)
     lengths = [length if (length := math.sqrt(square)) > ZERO_NORM else 1.0 for square in (aa, bb)]
     return float(ab / (lengths[0] * lengths[1]))
+
+
+def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    """⟨a, a⟩, ⟨a, b⟩, ⟨b, b⟩, summed in float64."""
+    if fused := kernels.twin("products", a, [b]):
+        return cast(tuple[float, float, float], fused(a, b))
+    both = Deltas(None, [a.double(), b.double()], None, subtract=False)
+    total = torch.zeros(2, 2, dtype=torch.float64, device=a.device)
+    for piece in both.chunks():
+        pair = both.whole(piece)
+        total += pair @ pair.T
+    (aa, ab), (_, bb) = total.tolist()
+    return aa, ab, bb

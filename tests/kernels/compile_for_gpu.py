@@ -5,6 +5,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from evomerge.kernels.combine import _combine, _norms
+from evomerge.kernels.slerp import _products
+from evomerge.kernels.threshold import BINS, COPIES, _counts, _members
 
 NUMBERS = {"limits": "*fp32", "lasts": "*i64", "keys": "*i64", "size": "i64"}
 TARGET = GPUTarget("cuda", 90, 32)
@@ -22,3 +24,10 @@ for keep, elect in ((0, False), (1, True), (2, True)):
     compile_one(_combine, tensors | tables, options | {"NORMALIZE": elect, "TIE": 1, "BLOCK": 1024})
     norms = {"base": "*bf16", "sources": ("*bf16", "*bf16", "*fp32"), "partial": "*fp32", **NUMBERS}
     compile_one(_norms, norms, {"K": 3, "SUBTRACT": True, "KEEP": keep, "BLOCK": 1024})
+
+for dtype in ("*bf16", "*fp32"):
+    two = {"base": dtype, "source": dtype, "size": "i64"}
+    options = {"SUBTRACT": True, "BLOCK": 1024}
+    compile_one(_counts, two | {"table": "*i32"}, options | {"COPIES": COPIES, "BINS": BINS})
+    compile_one(_members, two | {"sizes": "*fp32", "positions": "*i64", "cursor": "*i64", "bin": "i32"}, options)
+    compile_one(_products, {"a": dtype, "b": dtype, "partial": "*fp64", "size": "i64"}, {"BLOCK": 1024})
