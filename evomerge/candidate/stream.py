@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest, refuse_nan
 from evomerge.candidate.plan import Plan, Step, compare, resolve
 from evomerge.errors import RecipeError
@@ -26,6 +28,7 @@ TORCH_DTYPES = {
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
+BATCH = 1 << 28  # elements merged before the first of them is handed on
 Weights = Iterable[tuple[str, Tensor]]
 
 
@@ -61,8 +64,24 @@ class Merge:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         trims = self.sources.trims(self.recipe, self.plan)
+        for steps in self._batches():
+            with kernels.together():
+                merged = [self._run(step, trims) for step in steps]
+            yield from zip((step.name for step in steps), merged, strict=True)
+
+    def _batches(self) -> Iterator[list[Step]]:
+        """One step after the other; on a GPU as many as BATCH allows, for one launch."""
+        room = BATCH if kernels.side(torch.empty(0, device=self.sources.device)) == "triton" else 0
+        batch, held = list[Step](), 0
         for step in self.plan.steps:
-            yield step.name, self._run(step, trims)
+            size = math.prod(step.info.shape)
+            if batch and held + size > room:
+                yield batch
+                batch, held = [], 0
+            batch.append(step)
+            held += size
+        if batch:
+            yield batch
 
     @torch.no_grad()
     def _run(self, step: Step, trims: Trims) -> Tensor:

@@ -30,6 +30,7 @@ TWINS: dict[Backend, dict[str, str]] = {  # where each function's twin stands
     },
 }
 _forced: ContextVar[Backend | None] = ContextVar("backend", default=None)
+_waiting: ContextVar[list[Any] | None] = ContextVar("waiting", default=None)
 
 
 @contextmanager
@@ -44,6 +45,24 @@ def backend(name: Backend) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Tensors merged by a Triton kernel inside are launched at the end, all of a kind at once; read none of them before."""
+    jobs: list[Any] = []
+    token = _waiting.set(jobs)
+    try:
+        yield
+    finally:
+        _waiting.reset(token)
+    if jobs:
+        importlib.import_module("evomerge.kernels.combine").launch(jobs)
+
+
+def waiting() -> list[Any] | None:
+    """The jobs that are to be launched together, where somebody asked for it."""
+    return _waiting.get()
 
 
 def side(*tensors: Tensor) -> Backend:
