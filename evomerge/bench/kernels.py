@@ -105,12 +105,12 @@ def _on_gpu(function: Callable[[], Tensor]) -> float:
 
 
 def header(device: str, fast: kernels.Backend) -> str:
-    """Where this was measured."""
+    """Where and how this is measured."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}; median of up to {RUNS} runs; fast side: {fast}"
-    return (
-        f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; best of up to {RUNS} runs; fast side: {fast}"
-    )
+    count = torch.get_num_threads()
+    how = "one thread, by its CPU time" if count == 1 else f"{count} threads, by the wall"
+    return f"{machine()}, torch {torch.__version__}, {how}; best of up to {RUNS} runs; fast side: {fast}"
 
 
 def _fast_side(device: str) -> kernels.Backend:
