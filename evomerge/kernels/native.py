@@ -60,7 +60,7 @@ def combine(
     merged = _empty(first.shape, dtype or first.dtype)
     request = Request(base, sources, keep, subtract)
     request.write_to(merged)
-    jobs, groups = [], math.lcm(len(scale), *map(len, weight))
+    jobs, groups = list[Job](), math.lcm(len(scale), *map(len, weight))
     for g in range(groups):
         request.weigh([w[g * len(w) // groups] for w in weight], scale[g * len(scale) // groups], ballot)
         jobs += request.jobs(g * merged.numel() // groups, (g + 1) * merged.numel() // groups)
@@ -111,7 +111,7 @@ class Request:
     def __init__(self, base: Tensor | None, sources: Sequence[Tensor], keep: Keep, subtract: bool) -> None:
         self.base = None if base is None else base.contiguous()
         self.sources = [source.contiguous() for source in sources]
-        self.keep = keep
+        self.trims: Sequence[Trim] = ()
         tensors = self.sources if self.base is None else [self.base, *self.sources]
         self.dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
         self.job = Job(count=len(self.sources), subtract=subtract and base is not None, keep=ALL, scale=1.0)
@@ -124,7 +124,7 @@ class Request:
             self.job.keep, self.rescale = DROP, keep.rescale
             self.job.key[:], self.job.limit[:] = _filled(keep.keys), _filled(keep.rates)
         elif keep is not None:
-            self.job.keep = TRIM
+            self.job.keep, self.trims = TRIM, keep
 
     def write_to(self, merged: Tensor, origin: int = 0) -> None:
         """Where the result goes; what is kept of each delta goes to a row of it, from column 0 for position `origin`."""
@@ -148,14 +148,13 @@ class Request:
 
     def jobs(self, first: int, last: int) -> Iterator[Job]:
         """Stretches in which each source has one limit, and which are enough for every thread."""
-        trims = self.keep if self.job.keep == TRIM else ()
-        ends = {trim.last + 1 for trim in trims} | {*range(first, last, self._share(last - first)), last}
+        ends = {trim.last + 1 for trim in self.trims} | {*range(first, last, self._share(last - first)), last}
         begin = first
         for end in sorted(end for end in ends if first < end <= last):
             job = Job.from_buffer_copy(self.job)
             job.start, job.stop = begin, end
-            if trims:
-                job.limit[:] = _filled([trim.floor if begin <= trim.last else trim.magnitude for trim in trims])
+            if self.trims:
+                job.limit[:] = _filled([trim.floor if begin <= trim.last else trim.magnitude for trim in self.trims])
             yield job
             begin = end
 
@@ -179,12 +178,11 @@ def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 def run(function: Any, jobs: Iterable[Job]) -> list[Any]:
     """Every job, on as many threads as torch has; ctypes lets go of the interpreter meanwhile."""
-    pending = [ctypes.byref(job) for job in jobs]
-    big = torch.get_num_threads() > 1 and sum(job._obj.stop - job._obj.start > SHARE // 2 for job in pending) > 1
-    if not big:
-        return [function(job) for job in pending]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(function, pending))
+    pending, count = list(jobs), torch.get_num_threads()
+    if count == 1 or sum(job.stop - job.start > SHARE // 2 for job in pending) < 2:
+        return [function(ctypes.byref(job)) for job in pending]
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(lambda job: function(ctypes.byref(job)), pending))
 
 
 def _filled(numbers: Sequence[Any]) -> list[Any]:

@@ -79,7 +79,7 @@ def keeps(draw, base, sources, subtract):
     if kind == "drop":
         rates = tuple(draw(share) for _ in sources)
         return Drops(rates, tuple(masks.key(0, str(k), "t") for k in range(len(sources))), tuple(1 + rate for rate in rates))
-    deltas = specification.Deltas(base, sources, None, subtract).whole(slice(0, size)).nan_to_num().float()
+    deltas = specification.Deltas(base, sources, None, subtract).whole(slice(0, size)).nan_to_num(0, math.inf, -math.inf).float()
     return [Magnitudes(lambda piece, d=delta: d[piece], size).trim(draw(share)) for delta in deltas]
 
 
