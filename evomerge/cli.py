@@ -148,17 +148,28 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study.")]
 class Bench(StrEnum):
     search = "search"
     merge = "merge"
+    kernels = "kernels"
 
 
 @app.command()
 def bench(
-    what: Annotated[Bench, typer.Argument(help="search: a whole run, by the wall; merge: from a recipe to live weights.")],
+    what: Annotated[
+        Bench,
+        typer.Argument(help="search: a whole run, by the wall; merge: from a recipe to live weights; kernels: beside a copy."),
+    ],
     space: Annotated[Path, typer.Argument(help="The experiment to time.")] = Path("search_spaces/quickstart.yaml"),
     runs: Annotated[int, typer.Option(min=1, help="Runs of a search.")] = 3,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.")] = None,
 ) -> None:
-    """Time a search or a merge on this machine, medians of several runs."""
+    """Time a search, a merge or the kernels on this machine, medians of several runs."""
     from evomerge import bench as benches
+
+    if what is Bench.kernels:
+        from evomerge.bench.kernels import bench_kernels
+
+        for line in bench_kernels():
+            print(line, flush=True)
+        return
 
     print(benches.bench_merge(space) if what is Bench.merge else benches.bench_search(space, runs, workers))
 

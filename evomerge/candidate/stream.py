@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest, refuse_nan
 from evomerge.candidate.plan import Plan, Step, compare, resolve
 from evomerge.errors import RecipeError
@@ -28,6 +29,7 @@ TORCH_DTYPES = {
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
+BATCH = 1 << 28  # elements merged before the first of them is handed on
 Weights = Iterable[tuple[str, Tensor]]
 
 
@@ -64,8 +66,26 @@ class Merge:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         trims = self.sources.trims(self.recipe, self.plan)
         lengths = self.sources.lengths(self.recipe, self.plan)
+        for steps in self._batches():
+            with kernels.together():
+                merged = [
+                    self._run(step, {"threshold": trims.get(step.name), "lengths": lengths.get(step.name)}) for step in steps
+                ]
+            yield from zip((step.name for step in steps), merged, strict=True)
+
+    def _batches(self) -> Iterator[list[Step]]:
+        """One step after the other; on a GPU as many as BATCH allows, for one launch."""
+        room = BATCH if kernels.side(torch.empty(0, device=self.sources.device)) == "triton" else 0
+        batch, held = list[Step](), 0
         for step in self.plan.steps:
-            yield step.name, self._run(step, {"threshold": trims.get(step.name), "lengths": lengths.get(step.name)})
+            size = math.prod(step.info.shape)
+            if batch and held + size > room:
+                yield batch
+                batch, held = [], 0
+            batch.append(step)
+            held += size
+        if batch:
+            yield batch
 
     @torch.no_grad()
     def _run(self, step: Step, known: Mapping[str, Any]) -> Tensor:
@@ -81,8 +101,9 @@ Trims = Mapping[str, Sequence[Trim]]  # tensor -> one for each source of its rul
 class Sources:
     """The models that recipes name, opened once.
 
-    `resident` keeps tensors, deltas, random numbers and tables of magnitudes for the next candidate, some twelve bytes an
-    element and source: for a search. Otherwise each tensor is read, merged and dropped: for one merge of a large model.
+    `resident` keeps tensors and tables of magnitudes for the next candidate, some eight bytes an element and source beside
+    the tensors' own, twice that in plain torch: for a search. Otherwise each tensor is read, merged and dropped: for one
+    merge of a large model.
     """
 
     def __init__(self, *, resident: bool = False, device: str | torch.device = "cpu") -> None:

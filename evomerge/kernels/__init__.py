@@ -1,31 +1,45 @@
-"""Triton kernels: each file has the name and the signature of its reference in `methods/`."""
+"""Fast twins of `methods/`: Triton on a GPU, C++ on a CPU. Each has the name and the signature of its plain reference."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.errors import MissingExtra
+from evomerge.kernels.compiled import library
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from evomerge.masks import Keep
-
-Backend = Literal["torch", "triton"]
-DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")  # float64 stays with torch
+Backend = Literal["torch", "native", "triton"]
+DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
+MOST = 16  # sources of one merge
+TWINS: dict[Backend, dict[str, str]] = {  # where each function's twin stands
+    "torch": {},
+    "native": dict.fromkeys(("combine", "norms", "balance", "counts", "members"), "evomerge.kernels.native"),
+    "triton": {
+        **dict.fromkeys(("combine", "norms"), "evomerge.kernels.combine"),
+        **dict.fromkeys(("counts", "members"), "evomerge.kernels.threshold"),
+        "products": "evomerge.kernels.slerp",
+    },
+}
 _forced: ContextVar[Backend | None] = ContextVar("backend", default=None)
+_waiting: ContextVar[list[Any] | None] = ContextVar("waiting", default=None)
 
 
 @contextmanager
 def backend(name: Backend) -> Iterator[None]:
-    """Everything inside runs on this side: `torch`, or `triton` (on CPU tensors under TRITON_INTERPRET=1)."""
+    """Everything inside runs on this side where it can: `torch`, `native` (C++), or `triton` (on a CPU: TRITON_INTERPRET=1)."""
     if name == "triton" and not available():
         raise MissingExtra("triton is not installed: pip install triton, or use backend('torch')")
+    if name == "native" and library() is None:
+        raise MissingExtra("the C++ side is not there: install a C++ compiler (apt install g++), or use backend('torch')")
     token = _forced.set(name)
     try:
         yield
@@ -33,19 +47,54 @@ def backend(name: Backend) -> Iterator[None]:
         _forced.reset(token)
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Tensors merged by a Triton kernel inside are launched at the end, all of a kind at once; read none of them before."""
+    jobs: list[Any] = []
+    token = _waiting.set(jobs)
+    try:
+        yield
+    finally:
+        _waiting.reset(token)
+    if jobs:
+        importlib.import_module("evomerge.kernels.combine").launch(jobs)
+
+
+def waiting() -> list[Any] | None:
+    """The jobs that are to be launched together, where somebody asked for it."""
+    return _waiting.get()
+
+
+def side(*tensors: Tensor) -> Backend:
+    """Which side takes these tensors: the one that is forced, else triton on a CUDA device, native on a CPU; torch the rest."""
+    wanted = _forced.get() or ("triton" if tensors[0].is_cuda else "native")
+    if wanted == "triton":
+        return "triton" if available() and all(str(tensor.dtype) in DTYPES for tensor in tensors) else "torch"
+    if wanted == "native" and all(_plain(tensor) for tensor in tensors):
+        return "native" if library() is not None else "torch"
+    return "torch"
+
+
+def twin(
+    name: str, base: Tensor | None, sources: Sequence[Tensor], keep: object = None, dtype: torch.dtype | None = None
+) -> Callable[..., Any] | None:
+    """The fast function of this name, if one takes these tensors, this kind of mask and this dtype of the result."""
+    tensors = [*sources] if base is None else [base, *sources]
+    there = TWINS[side(*tensors)].get(name)
+    if there is None or len(sources) > MOST or len({tensor.numel() for tensor in tensors}) > 1:
+        return None
+    module = importlib.import_module(there)
+    takes = getattr(module, "takes", None)
+    return getattr(module, name) if takes is None or takes(keep, dtype) else None
+
+
 def usable(*tensors: Tensor) -> bool:
-    """Whether a kernel takes these tensors: on a CUDA device, or where a test has forced it."""
-    forced = _forced.get()
-    if forced == "torch" or not (forced == "triton" or tensors[0].is_cuda):
-        return False
-    return available() and all(str(tensor.dtype) in DTYPES for tensor in tensors)
+    """Whether a Triton kernel takes these tensors."""
+    return side(*tensors) == "triton"
 
 
-def takes(keep: Keep) -> bool:
-    """Whether a kernel knows this way of sparsifying; torch knows all."""
-    from evomerge.masks import Drops
-
-    return keep is None or isinstance(keep, (Drops, Sequence))
+def _plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and (str(tensor.dtype) in DTYPES or str(tensor.dtype) == "torch.float64")
 
 
 @cache

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.masks import Ballot, Drops, Keep
 
 # The largest block: Triton's interpreter pays for every block, a GPU wants many
@@ -23,7 +26,10 @@ ALL, TRIM, DROP = 0, 1, 2  # what `keep` asks for
 
 
 @triton.jit
-def _kept(source, base, limit, last, key, position, inside, SUBTRACT: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
+def _kept(
+    source, base, limit, last, key, block, position, inside,
+    SUBTRACT: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """What is kept of one delta, zero elsewhere; a NaN stays one whatever is dropped."""
     delta = tl.load(source + position, mask=inside, other=0.0).to(tl.float32)  # [BLOCK]
     if SUBTRACT:
@@ -32,7 +38,7 @@ def _kept(source, base, limit, last, key, position, inside, SUBTRACT: tl.constex
         size = tl.abs(delta)
         delta = tl.where((size > limit) | ((size == limit) & (position <= last)), delta, delta * 0.0)
     if KEEP == 2:
-        delta = tl.where(_uniform(key, tl.program_id(0), BLOCK) >= limit, delta, delta * 0.0)
+        delta = tl.where(_uniform(key, block, BLOCK) >= limit, delta, delta * 0.0)
     return delta
 
 
@@ -56,12 +62,40 @@ def _rounded(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def _pointer(cell, example, ALIGNED: tl.constexpr):
+    """The address in a cell as a pointer like the example."""
+    pointer = tl.load(cell).to(example.dtype)
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def _source(sources, row, k: tl.constexpr, MANY: tl.constexpr, ALIGNED: tl.constexpr):
+    if MANY:
+        return _pointer(row + 5 + k, sources[k], ALIGNED)
+    else:
+        return sources[k]
+
+
+@triton.jit
 def _combine(
-    base, sources, merged, weights, voices, scales, limits, lasts, keys, size, rows,
+    base, sources, merged, weights, voices, scales, limits, lasts, keys, size, rows, owners, row,
     K: tl.constexpr, GROUPS: tl.constexpr, ADD: tl.constexpr, SUBTRACT: tl.constexpr, KEEP: tl.constexpr,
-    ELECT: tl.constexpr, WEIGHTED: tl.constexpr, NORMALIZE: tl.constexpr, TIE: tl.constexpr, BLOCK: tl.constexpr,
+    ELECT: tl.constexpr, WEIGHTED: tl.constexpr, NORMALIZE: tl.constexpr, TIE: tl.constexpr,
+    MANY: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    block = tl.program_id(0)
+    if MANY:  # what is said of one tensor is then said in a row of a table
+        owner = tl.load(owners + block)
+        row += owner * (K + 5)
+        size, rows, block = tl.load(row), tl.load(row + 1), block - tl.load(row + 2).to(tl.int32)
+        if ALIGNED:
+            size = tl.multiple_of(size, 16)
+        base, merged = _pointer(row + 3, base, ALIGNED), _pointer(row + 4, merged, ALIGNED)
+        weights, voices, scales = weights + owner * GROUPS * K, voices + owner * GROUPS * K, scales + owner * GROUPS
+        limits, lasts, keys = limits + owner * K, lasts + owner * K, keys + owner * K
+    position = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = position < size
     group = 0 if GROUPS == 1 else tl.minimum(position // rows, GROUPS - 1)
     start = tl.zeros((BLOCK,), tl.float32)
@@ -70,8 +104,9 @@ def _combine(
     total = tl.zeros((BLOCK,), tl.float32)
     for k in tl.static_range(K):
         delta = _kept(
-            sources[k], start, tl.load(limits + k), tl.load(lasts + k), tl.load(keys + k), position, inside, SUBTRACT, KEEP, BLOCK
-        )
+            _source(sources, row, k, MANY, ALIGNED), start, tl.load(limits + k), tl.load(lasts + k), tl.load(keys + k),
+            block, position, inside, SUBTRACT, KEEP, BLOCK,
+        )  # fmt: skip
         total += delta * tl.load(voices + group * K + k)
     if ELECT:
         sign = tl.where((total > 0) | ((total == 0) & (TIE > 0)), 1.0, -1.0)
@@ -79,17 +114,9 @@ def _combine(
         divisor = tl.zeros((BLOCK,), tl.float32)
         for k in tl.static_range(K):
             delta = _kept(
-                sources[k],
-                start,
-                tl.load(limits + k),
-                tl.load(lasts + k),
-                tl.load(keys + k),
-                position,
-                inside,
-                SUBTRACT,
-                KEEP,
-                BLOCK,
-            )
+                _source(sources, row, k, MANY, ALIGNED), start, tl.load(limits + k), tl.load(lasts + k), tl.load(keys + k),
+                block, position, inside, SUBTRACT, KEEP, BLOCK,
+            )  # fmt: skip
             vote = delta * tl.load(voices + group * K + k) * sign
             weight = tl.load(weights + group * K + k)
             share = tl.where(vote < 0, 0.0, vote)  # |vote| where it agrees, a NaN where it is one
@@ -100,6 +127,12 @@ def _combine(
             total = tl.div_rn(total, tl.where(divisor == 0, 1.0, divisor))
         total = total * tl.load(scales + group)
     tl.store(merged + position, _rounded(start + total, merged.dtype.element_ty), mask=inside)
+
+
+def takes(keep: Keep = None, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernel knows this kind of mask and this dtype of a result."""
+    known = keep is None or isinstance(keep, (Drops, Sequence))
+    return known and dtype in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def combine(
@@ -113,58 +146,124 @@ def combine(
     subtract: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """base + scale · Σ weightₖ · δₖ: the launcher."""
-    flat, first = [source.reshape(-1) for source in sources], sources[0] if base is None else base
+    """base + scale · Σ weightₖ · δₖ: the launcher. Inside `kernels.together` the result is not there before its end."""
+    flat, first = tuple(source.contiguous() for source in sources), sources[0] if base is None else base
     wanted = dtype or first.dtype
     merged = torch.empty(first.shape, dtype=torch.float32 if wanted == torch.float64 else wanted, device=first.device)
-    size, count = merged.numel(), math.lcm(len(scale), *map(len, weight))
-    weights, voices, scales = _numbers(weight, scale, count, keep, ballot, first.device)
-    limits, lasts, keys, kind = _limits(keep, len(flat), first.device)
-    if size:
-        block = _block(size)
-        _combine[(triton.cdiv(size, block),)](
-            flat[0] if base is None else base.reshape(-1), tuple(flat), merged.view(-1),
-            weights, voices, scales, limits, lasts, keys, size, max(size // count, 1),
-            K=len(flat), GROUPS=count, ADD=base is not None, SUBTRACT=subtract and base is not None, KEEP=kind,
-            ELECT=ballot is not None, WEIGHTED=ballot is None or ballot.weighted,
-            NORMALIZE=ballot is not None and ballot.normalize, TIE=1 if ballot is None else ballot.tie, BLOCK=block, **EXACT,
-        )  # fmt: skip
+    job = Job(None if base is None else base.contiguous(), flat, merged, weight, scale, keep, ballot, subtract)
+    waiting = kernels.waiting()
+    if waiting is None or merged.dtype != wanted:
+        launch([job])
+    else:
+        waiting.append(job)
     return merged.to(wanted)
 
 
-def _block(size: int) -> int:
+@dataclass(frozen=True)
+class Job:
+    """One tensor to be merged."""
+
+    base: Tensor | None
+    sources: tuple[Tensor, ...]
+    merged: Tensor
+    weight: Sequence[Sequence[float]]  # [K][G]
+    scale: Sequence[float]  # [G]
+    keep: Keep
+    ballot: Ballot | None
+    subtract: bool
+
+    @property
+    def groups(self) -> int:
+        return math.lcm(len(self.scale), *map(len, self.weight))
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What is compiled into the kernel."""
+        kind = ALL if self.keep is None else DROP if isinstance(self.keep, Drops) else TRIM
+        ballot, based = self.ballot or Ballot(weighted=True, normalize=False), self.base is not None
+        return {
+            "K": len(self.sources), "GROUPS": self.groups, "ADD": based, "SUBTRACT": self.subtract and based, "KEEP": kind,
+            "ELECT": self.ballot is not None, "WEIGHTED": ballot.weighted, "NORMALIZE": ballot.normalize, "TIE": ballot.tie,
+        }  # fmt: skip
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of their addresses in a row of the table."""
+        return (self.sources[0] if self.base is None else self.base, self.merged, *self.sources)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether several elements can be loaded at once; of addresses in a table the compiler must be told."""
+        return self.merged.numel() % 16 == 0 and all(tensor.data_ptr() % 16 == 0 for tensor in self.tensors)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Jobs of one kind can go together."""
+        return (*self.options.items(), *(tensor.dtype for tensor in self.tensors), self.merged.device)
+
+
+def launch(jobs: Sequence[Job]) -> None:
+    """Each kind of job at once: a model has hundreds of norms and biases, whose launches would cost more than their bytes."""
+    kinds: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        if job.merged.numel():
+            kinds.setdefault(job.kind, []).append(job)
+    for alike in kinds.values():
+        _launch(alike)
+
+
+def _launch(jobs: Sequence[Job]) -> None:
+    first, device, many = jobs[0], jobs[0].merged.device, len(jobs) > 1
+    block = block_of(max(job.merged.numel() for job in jobs))
+    blocks = [triton.cdiv(job.merged.numel(), block) for job in jobs]
+    numbers = [torch.stack(part).to(device) for part in zip(*(_numbers(job) for job in jobs), strict=True)]
+    base, merged, *sources = first.tensors
+    _combine[(sum(blocks),)](
+        base, tuple(sources), merged, *numbers, merged.numel(), max(merged.numel() // first.groups, 1),
+        *_tables(jobs, blocks, device), **first.options, MANY=many,
+        ALIGNED=all(job.aligned for job in jobs), BLOCK=block, **EXACT,
+    )  # fmt: skip
+
+
+def _tables(jobs: Sequence[Job], blocks: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which job each block belongs to; and of each job its size, rows of a group, first block and addresses."""
+    if len(jobs) == 1:
+        return (torch.zeros(1, dtype=torch.int64, device=device),) * 2
+    firsts = [0, *accumulate(blocks)]
+    rows = [
+        [job.merged.numel(), max(job.merged.numel() // job.groups, 1), begin, *(tensor.data_ptr() for tensor in job.tensors)]
+        for job, begin in zip(jobs, firsts, strict=False)
+    ]
+    owners = torch.arange(len(jobs), device=device).repeat_interleave(torch.tensor(blocks, device=device))
+    return owners, torch.tensor(rows, device=device)
+
+
+def block_of(size: int) -> int:
+    """Elements of a block: a power of two."""
     return int(min(BLOCK, max(4, triton.next_power_of_2(size))))  # four words of random numbers at least
 
 
-def _numbers(
-    weight: Sequence[Sequence[float]],
-    scale: Sequence[float],
-    count: int,
-    keep: Keep,
-    ballot: Ballot | None,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """weights [G, K], what each source's delta is multiplied by before it is added or votes [G, K], scales [G]."""
-    weights = torch.tensor([[w[g * len(w) // count] for w in weight] for g in range(count)], dtype=torch.float64)
-    scales = torch.tensor([scale[g * len(scale) // count] for g in range(count)], dtype=torch.float64)
-    rescale = torch.tensor(keep.rescale if isinstance(keep, Drops) else [1.0] * len(weight), dtype=torch.float64)
-    if ballot is None:
+def _numbers(job: Job) -> tuple[Tensor, ...]:
+    """weights [G, K], what each source's delta is multiplied by before it is added or votes [G, K], scales [G]; and limits."""
+    count, keep = job.groups, job.keep
+    weights = torch.tensor([[w[g * len(w) // count] for w in job.weight] for g in range(count)], dtype=torch.float64)
+    scales = torch.tensor([job.scale[g * len(job.scale) // count] for g in range(count)], dtype=torch.float64)
+    rescale = torch.tensor(keep.rescale if isinstance(keep, Drops) else [1.0] * len(job.weight), dtype=torch.float64)
+    if job.ballot is None:
         voices = weights * rescale * scales.unsqueeze(1)
     else:
-        voices = weights * rescale if ballot.weighted else rescale.expand_as(weights)
-    weights, voices, scales = (numbers.float().contiguous().to(device) for numbers in (weights, voices, scales))
-    return weights, voices, scales
+        voices = weights * rescale if job.ballot.weighted else rescale.expand_as(weights)
+    return weights.float(), voices.float(), scales.float(), *_limits(keep, len(job.sources))
 
 
-def _limits(keep: Keep, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
-    """For each source the magnitude or rate, the last position kept at that magnitude, the key; and the kind of mask."""
-    limits, lasts, keys, kind = [0.0] * count, [0] * count, [0] * count, ALL
+def _limits(keep: Keep, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each source the magnitude or rate, the last position kept at that magnitude, the key."""
+    limits, lasts, keys = [0.0] * count, [0] * count, [0] * count
     if isinstance(keep, Drops):
-        limits, keys, kind = list(keep.rates), [_signed(key) for key in keep.keys], DROP
+        limits, keys = list(keep.rates), [_signed(key) for key in keep.keys]
     elif isinstance(keep, Sequence):
-        limits, lasts, kind = [trim.magnitude for trim in keep], [trim.last for trim in keep], TRIM
-    at = torch.tensor(limits, dtype=torch.float32, device=device)
-    return at, torch.tensor(lasts, device=device), torch.tensor(keys, device=device), kind
+        limits, lasts = [trim.magnitude for trim in keep], [trim.last for trim in keep]
+    return torch.tensor(limits, dtype=torch.float32), torch.tensor(lasts), torch.tensor(keys)
 
 
 def _signed(key: int) -> int:
@@ -183,21 +282,23 @@ def _norms(
         start = tl.load(base + position, mask=inside, other=0.0).to(tl.float32)
     for k in tl.static_range(K):
         delta = _kept(
-            sources[k], start, tl.load(limits + k), tl.load(lasts + k), tl.load(keys + k), position, inside, SUBTRACT, KEEP, BLOCK
-        )
+            sources[k], start, tl.load(limits + k), tl.load(lasts + k), tl.load(keys + k),
+            tl.program_id(0), position, inside, SUBTRACT, KEEP, BLOCK,
+        )  # fmt: skip
         tl.store(partial + tl.program_id(0).to(tl.int64) * K + k, tl.sum(tl.abs(delta), axis=0))
 
 
 def norms(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *, subtract: bool = True) -> list[float]:
     """‖δₖ‖₁ of what `keep` keeps: a sum for each block, and their sum in float64."""
-    flat, size, device = [source.reshape(-1) for source in sources], sources[0].numel(), sources[0].device
+    flat, size, device = [source.contiguous() for source in sources], sources[0].numel(), sources[0].device
     if not size:
         return [0.0] * len(flat)
-    block = _block(size)
+    block = block_of(size)
     partial = torch.empty(triton.cdiv(size, block), len(flat), dtype=torch.float32, device=device)
-    limits, lasts, keys, kind = _limits(keep, len(flat), device)
+    kind = ALL if keep is None else DROP if isinstance(keep, Drops) else TRIM
+    limits, lasts, keys = (numbers.to(device) for numbers in _limits(keep, len(flat)))
     _norms[(len(partial),)](
-        flat[0] if base is None else base.reshape(-1), tuple(flat), partial, limits, lasts, keys, size,
+        flat[0] if base is None else base.contiguous(), tuple(flat), partial, limits, lasts, keys, size,
         K=len(flat), SUBTRACT=subtract and base is not None, KEEP=kind, BLOCK=block, **EXACT,
     )  # fmt: skip
     return [float(total) for total in partial.double().sum(0).tolist()]

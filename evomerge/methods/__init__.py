@@ -1,1 +1,1 @@
-"""The mathematics of merging in plain torch: the specification, and the path on a CPU."""
+"""The mathematics of merging in plain torch: the specification, and the path where no kernel takes the tensors."""

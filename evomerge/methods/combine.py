@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,10 +45,8 @@ def combine(
 ) -> Tensor:
     """base + scale · Σ weightₖ · δₖ, in float32 (float64 where an input is), rounded once to `dtype`."""
     first = sources[0] if base is None else base
-    if kernels.usable(first, *sources) and kernels.takes(keep):
-        from evomerge.kernels.combine import combine as fused
-
-        return fused(base, sources, weight, keep=keep, ballot=ballot, scale=scale, subtract=subtract, dtype=dtype)
+    if fused := kernels.twin("combine", base, sources, keep, dtype):
+        return cast(Tensor, fused(base, sources, weight, keep=keep, ballot=ballot, scale=scale, subtract=subtract, dtype=dtype))
     deltas = Deltas(base, sources, keep, subtract)
     merged = torch.empty(first.shape, dtype=dtype or first.dtype, device=first.device)
     flat = merged.view(-1)
@@ -61,10 +59,8 @@ def combine(
 
 def norms(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *, subtract: bool = True) -> list[float]:
     """‖δₖ‖₁ of what `keep` keeps, before its rescaling."""
-    if kernels.usable(*sources) and kernels.takes(keep):
-        from evomerge.kernels.combine import norms as fused
-
-        return fused(base, sources, keep, subtract=subtract)
+    if fused := kernels.twin("norms", base, sources, keep):
+        return cast(list[float], fused(base, sources, keep, subtract=subtract))
     deltas = Deltas(base, sources, keep, subtract)
     parts = [deltas.kept(piece).abs().sum(1).tolist() for piece in deltas.chunks()]
     return [math.fsum(part[k] for part in parts) for k in range(len(sources))]
@@ -72,6 +68,8 @@ def norms(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *, 
 
 def balance(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *, subtract: bool = True) -> float:
     """Σ of the signs that an election without weights elects: its own sign is the majority's."""
+    if fused := kernels.twin("balance", base, sources, keep):
+        return cast(float, fused(base, sources, keep, subtract=subtract))
     deltas = Deltas(base, sources, keep, subtract)
     votes = (deltas.kept(piece) * deltas.column(deltas.rescale) for piece in deltas.chunks())
     return math.fsum(float(_sum(vote).sign_().sum()) for vote in votes)

@@ -41,13 +41,16 @@ class Inputs:
     base: Tensor | None
     sources: tuple[Tensor, ...]
     place: Place
-    resident: bool = False  # keep deltas, uniform numbers and magnitudes by bin: sixteen bytes an element and source
+    resident: bool = False  # keep magnitudes by bin, eight bytes an element and source; in plain torch deltas and numbers too
 
     @cached_property
     def magnitudes(self) -> tuple[Magnitudes, ...]:
         """Of each delta: what every density is looked up in."""
-        size = self.sources[0].numel()
-        return tuple(Magnitudes(partial(self.delta, k), size, resident=self.resident) for k in range(len(self.sources)))
+        size, laid_out = self.sources[0].numel(), self.resident and not self.sources[0].is_cuda
+        return tuple(
+            Magnitudes(partial(self.delta, k), size, resident=laid_out, pair=(self.base, source))
+            for k, source in enumerate(self.sources)
+        )
 
     @cached_property
     def deltas(self) -> Tensor:
@@ -82,7 +85,7 @@ class Inputs:
 
     def drops(self, rates: Sequence[float], rescale: Variant | None) -> Drops:
         """What drops a share of each delta at random, and how the rest is rescaled to make up for it."""
-        drops = Drops(tuple(rates), self.keys, (1.0,) * len(rates), self.uniform if self.resident else None)
+        drops = Drops(tuple(rates), self.keys, (1.0,) * len(rates), self.uniform if self.prepared else None)
         if rescale == "paper":
             return replace(drops, rescale=tuple(1 / (1 - rate) if rate < 1 else 1.0 for rate in rates))
         return self.rescaled(drops) if rescale == "mergekit" else drops
@@ -121,8 +124,8 @@ class Inputs:
 
     @property
     def prepared(self) -> bool:
-        """Whether the deltas are there already; a kernel subtracts faster than it would read them."""
-        return self.resident and self.base is not None and not kernels.usable(*self.sources)
+        """Whether deltas and random numbers are kept: for plain torch. A kernel makes them faster than it would read them."""
+        return self.resident and self.base is not None and kernels.side(self.base, *self.sources) == "torch"
 
     @property
     def terms(self) -> Sequence[Tensor]:
@@ -131,6 +134,6 @@ class Inputs:
 
     def delta(self, k: int, piece: slice) -> Tensor:
         """A piece of a flat delta, float32: what magnitudes are compared by."""
-        if self.resident:
+        if self.prepared:
             return self.deltas[k].view(-1)[piece].float()
         return Deltas(self.base, [self.sources[k]], None, subtract=True).whole(piece)[0].float()

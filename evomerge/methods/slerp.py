@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.methods.combine import Deltas, combine
 from evomerge.methods.vectors import gram
 
@@ -45,7 +47,15 @@ def coefficients(t: float, cosine: float, straight: float = STRAIGHT) -> tuple[f
 
 
 def cosine_of(a: Tensor, b: Tensor, shortest: float = ZERO_NORM) -> float:
-    """cos ω between two tensors, summed in float64; a vector no longer than `shortest` is orthogonal to all."""
-    (aa, ab), (_, bb) = gram(Deltas(None, [a, b], None, subtract=False)).tolist()
+    """cos ω between two tensors; a vector no longer than `shortest` is orthogonal to all."""
+    aa, ab, bb = products(a, b)
     lengths = [length if (length := math.sqrt(square)) > shortest else 1.0 for square in (aa, bb)]
     return float(ab / (lengths[0] * lengths[1]))
+
+
+def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    """⟨a, a⟩, ⟨a, b⟩, ⟨b, b⟩, summed in float64."""
+    if fused := kernels.twin("products", a, [b]):
+        return cast(tuple[float, float, float], fused(a, b))
+    (aa, ab), (_, bb) = gram(Deltas(None, [a, b], None, subtract=False)).tolist()
+    return aa, ab, bb

@@ -17,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.masks import Trim
 
 BINS = 1 << 15  # float32 without its sign, top 15 bits of what remains
 PIECE = 1 << 18
 
+Pair = tuple[Tensor | None, Tensor]  # a base, and what it is subtracted from
 Read = Callable[[slice], Tensor]  # a piece of a flat task vector, float32
 
 
@@ -76,10 +78,11 @@ class Members:
 class Magnitudes:
     """The magnitudes of one task vector: their table, and the bins looked into so far."""
 
-    def __init__(self, read: Read, size: int, *, resident: bool = False) -> None:
+    def __init__(self, read: Read, size: int, *, resident: bool = False, pair: Pair | None = None) -> None:
         self.read = read
         self.size = size
-        self.resident = resident
+        self.resident = resident  # lay all elements out by bin
+        self.pair = pair  # what is read, for a kernel that reads it itself
         self._members: dict[int, Members] = {}
         self.trim = lru_cache(maxsize=64)(self._trim)
 
@@ -104,6 +107,8 @@ class Magnitudes:
 
     @cached_property
     def table(self) -> Table:
+        if self.pair and (fused := kernels.twin("counts", self.pair[0], self.pair[1:])):
+            return Table.of(fused(*self.pair))
         counts = np.zeros(BINS, np.int64)
         for _, bins in self._bins():
             counts += np.bincount(bins, minlength=BINS)
@@ -130,6 +135,10 @@ class Magnitudes:
 
     def _scan(self, bin: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """A bin's elements by position."""
+        if self.pair and (fused := kernels.twin("members", self.pair[0], self.pair[1:])):
+            span = self.table.span(bin)
+            sizes, where = fused(*self.pair, bin, span.stop - span.start)
+            return -sizes, where
         falling, positions = [], []
         for piece, bins in self._bins():
             here = np.flatnonzero(bins == bin)

@@ -1,11 +1,14 @@
 """A recipe's tensors, worked by hand; the same ones resident, streamed and run again."""
 
+import importlib.util
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from evomerge import kernels
+from evomerge.candidate import stream
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.stream import Sources, materialize
 from evomerge.errors import CheckpointError, RecipeError
@@ -187,3 +190,17 @@ def test_federated_averaging_clips_the_whole_model(make, family):
     assert length > 5
     for change, delta in moved.values():
         torch.testing.assert_close(change, delta * 0.5 / length, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton")
+@pytest.mark.parametrize("batch", [0, 3000, 1 << 28])
+def test_merged_in_batches_by_a_kernel_it_is_the_same_model(batch, make, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH", batch)
+    recipe = make(**RULES["ties"])
+    alone = merged(recipe)
+
+    with kernels.backend("triton"):
+        at_once = merged(recipe)
+
+    assert list(at_once) == list(alone)
+    assert all(torch.allclose(at_once[name].float(), alone[name].float(), rtol=1e-6, atol=1e-7) for name in alone)

@@ -1,4 +1,4 @@
-"""How long things take, as medians of several runs: a whole search, and a candidate from its recipe to live weights."""
+"""How long things take: a whole search, a candidate from its recipe to live weights, the kernels (with torch alone)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-
-from evomerge.study.experiment import Experiment
 
 
 def bench_search(space: str | Path, runs: int = 3, workers: int | None = None) -> str:
@@ -55,6 +53,7 @@ def bench_merge(space: str | Path, candidates: int = 30) -> str:
 
     from evomerge.candidate import live
     from evomerge.candidate.stream import Sources, materialize
+    from evomerge.study.experiment import Experiment
     from evomerge.study.samplers import make_sampler
 
     experiment = Experiment.read(space)

@@ -1,0 +1,404 @@
+// One pass over base and sources on a CPU: the twin of methods/combine.py, bit for bit.
+//
+// A tensor is worked through in blocks that stay in the first cache, each step of a block a loop that the compiler
+// vectorises. Every sum is taken in the order of the sources, every product is rounded before it is added (compile with
+// -ffp-contract=off and without -ffast-math), and a mask multiplies, so that a NaN is seen whatever is dropped.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#if defined(__F16C__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+constexpr int MOST = 16;    // sources
+constexpr int BLOCK = 512;  // elements; a multiple of 4, so that no Philox counter straddles two blocks
+
+enum Kind : int32_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
+enum Keep : int32_t { ALL, TRIM, DROP };
+
+template <class To, class From>
+inline To bits(From x) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To y;
+    std::memcpy(&y, &x, sizeof y);
+    return y;
+}
+
+struct bfloat16 {
+    uint16_t word;
+};
+
+inline float wide(float x) { return x; }
+inline double wide(double x) { return x; }
+inline float wide(bfloat16 x) { return bits<float>(uint32_t(x.word) << 16); }
+
+inline void narrow(float x, float &to) { to = x; }
+inline void narrow(float x, double &to) { to = x; }
+inline void narrow(double x, float &to) { to = float(x); }
+inline void narrow(double x, double &to) { to = x; }
+inline void narrow(float x, bfloat16 &to) {  // to nearest, ties to even
+    const uint32_t word = bits<uint32_t>(x);
+    const uint32_t rounded = (word + 0x7FFF + ((word >> 16) & 1)) >> 16;
+    to.word = uint16_t(x == x ? rounded : 0x7FC0);
+}
+inline void narrow(double x, bfloat16 &to) { narrow(float(x), to); }  // torch rounds twice as well
+
+// float16, without the instructions for it: Giesen, "half-to-float done quick"
+inline float half_to_float(uint16_t half) {
+    uint32_t word = uint32_t(half & 0x7FFF) << 13;
+    const bool special = word >= (0x7C00u << 13);
+    const float scaled = bits<float>(word) * bits<float>(uint32_t(254 - 15) << 23);  // subnormals become normal
+    word = (special ? word | 0x7F800000u : bits<uint32_t>(scaled)) | uint32_t(half & 0x8000) << 16;
+    return bits<float>(word);
+}
+
+inline uint16_t float_to_half(float x) {
+    const uint32_t word = bits<uint32_t>(x), sign = word & 0x80000000u, size = word ^ sign;
+    uint32_t half;
+    if (size >= (143u << 23))  // 2¹⁶ and more, and NaN
+        half = size > 0x7F800000u ? 0x7E00 : 0x7C00;
+    else if (size < (113u << 23))  // subnormal: the addition rounds
+        half = bits<uint32_t>(bits<float>(size) + bits<float>(126u << 23)) - (126u << 23);
+    else
+        half = (size - (112u << 23) + 0xFFF + ((size >> 13) & 1)) >> 13;
+    return uint16_t(half | sign >> 16);
+}
+
+void halves_to_floats(const uint16_t *from, int count, float *to) {
+    int i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from + i))));
+#endif
+    for (; i < count; ++i) to[i] = half_to_float(from[i]);
+}
+
+void floats_to_halves(const float *from, int count, uint16_t *to) {
+    int i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= count; i += 8)
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
+#endif
+    for (; i < count; ++i) to[i] = float_to_half(from[i]);
+}
+
+// Four words for each of eight counters, Philox-4x32-10; see masks.py. Only the low half of each lane counts.
+#if defined(__AVX512F__)
+using Lanes = __m512i;
+inline Lanes every(uint64_t x) { return _mm512_set1_epi64(int64_t(x)); }
+inline Lanes load(const uint64_t *x) { return _mm512_loadu_si512(x); }
+inline void store(uint64_t *to, Lanes x) { _mm512_storeu_si512(to, x); }
+inline Lanes product(Lanes x, Lanes y) { return _mm512_mul_epu32(x, y); }
+inline Lanes high(Lanes x) { return _mm512_srli_epi64(x, 32); }
+inline Lanes mixed(Lanes x, Lanes y, Lanes z) { return _mm512_ternarylogic_epi64(x, y, z, 0x96); }
+constexpr int WIDTH = 8;
+#elif defined(__AVX2__)
+using Lanes = __m256i;
+inline Lanes every(uint64_t x) { return _mm256_set1_epi64x(int64_t(x)); }
+inline Lanes load(const uint64_t *x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)); }
+inline void store(uint64_t *to, Lanes x) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), x); }
+inline Lanes product(Lanes x, Lanes y) { return _mm256_mul_epu32(x, y); }
+inline Lanes high(Lanes x) { return _mm256_srli_epi64(x, 32); }
+inline Lanes mixed(Lanes x, Lanes y, Lanes z) { return _mm256_xor_si256(_mm256_xor_si256(x, y), z); }
+constexpr int WIDTH = 4;
+#else
+using Lanes = uint64_t;
+inline Lanes every(uint64_t x) { return x; }
+inline Lanes load(const uint64_t *x) { return *x; }
+inline void store(uint64_t *to, Lanes x) { *to = x; }
+inline Lanes product(Lanes x, Lanes y) { return uint64_t(uint32_t(x)) * uint32_t(y); }
+inline Lanes high(Lanes x) { return x >> 32; }
+inline Lanes mixed(Lanes x, Lanes y, Lanes z) { return x ^ y ^ z; }
+constexpr int WIDTH = 1;
+#endif
+constexpr int GROUP = 4 * WIDTH;  // counters at a time: four chains, since one waits for its multiplications
+
+void philox(uint64_t key, uint64_t counter, uint32_t *words) {
+    uint64_t lanes[4][GROUP];  // of each word
+    Lanes c0[4], c1[4], c2[4], c3[4];
+    for (int i = 0; i < GROUP; ++i) lanes[0][i] = counter + i, lanes[1][i] = (counter + i) >> 32;
+    for (int j = 0; j < 4; ++j) {
+        c0[j] = load(&lanes[0][j * WIDTH]), c1[j] = load(&lanes[1][j * WIDTH]);
+        c2[j] = c3[j] = every(0);
+    }
+    uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+    for (int round = 0; round < 10; ++round) {
+        for (int j = 0; j < 4; ++j) {
+            const Lanes left = product(c0[j], every(0xD2511F53)), right = product(c2[j], every(0xCD9E8D57));
+            c0[j] = mixed(high(right), c1[j], every(k0));
+            c2[j] = mixed(high(left), c3[j], every(k1));
+            c1[j] = right, c3[j] = left;
+        }
+        k0 += 0x9E3779B9, k1 += 0xBB67AE85;
+    }
+    for (int j = 0; j < 4; ++j) {
+        store(&lanes[0][j * WIDTH], c0[j]), store(&lanes[1][j * WIDTH], c1[j]);
+        store(&lanes[2][j * WIDTH], c2[j]), store(&lanes[3][j * WIDTH], c3[j]);
+    }
+    for (int i = 0; i < GROUP; ++i)
+        for (int w = 0; w < 4; ++w) words[4 * i + w] = uint32_t(lanes[w][i]);
+}
+
+// The uniform numbers of positions `start` … `start` + BLOCK - 1; `start` is a multiple of 4.
+void draw(uint64_t key, int64_t start, int count, float *uniform) {
+    alignas(64) uint32_t words[BLOCK + 4 * GROUP];
+    for (int i = 0; i < count; i += 4 * GROUP) philox(key, uint64_t(start + i) / 4, words + i);
+    for (int i = 0; i < count; ++i) {
+        const int32_t word = int32_t(words[i]);
+        uniform[i] = float(word ^ (word >> 31)) * float(4.6566127342e-10);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// What `combine` is asked to do with the elements from `start` to before `stop`.
+struct Job {
+    const void *base;
+    const void *sources[MOST];
+    void *merged;
+    int32_t base_kind, source_kinds[MOST], merged_kind;
+    int64_t start, stop, origin, stride;  // `kept` writes row k of [K, stride], whose first column is position `origin`
+    int32_t count, subtract, keep, elect, weighted, normalize, tie;
+    double weight[MOST], voice[MOST], scale;
+    float limit[MOST];  // a magnitude must be above it, a uniform number not below
+    uint64_t key[MOST];
+};
+
+}  // extern "C"
+
+namespace {
+
+template <class C>
+struct Block {
+    alignas(64) C base[BLOCK], votes[MOST][BLOCK], merged[BLOCK];
+    alignas(64) float uniform[BLOCK], staged[BLOCK];
+};
+
+template <class C, class T, class Do>
+inline void each(const T *from, int count, Do &&todo) {
+    for (int i = 0; i < count; ++i) todo(i, C(wide(from[i])));
+}
+
+// Calls todo(i, value) for every element of a block, whatever its dtype.
+template <class C, class Do>
+inline void read(const void *tensor, int32_t kind, int64_t start, int count, float *staged, Do &&todo) {
+    switch (kind) {
+        case FLOAT32: return each<C>(static_cast<const float *>(tensor) + start, count, todo);
+        case FLOAT64: return each<C>(static_cast<const double *>(tensor) + start, count, todo);
+        case BFLOAT16: return each<C>(static_cast<const bfloat16 *>(tensor) + start, count, todo);
+        case FLOAT16:
+            halves_to_floats(static_cast<const uint16_t *>(tensor) + start, count, staged);
+            return each<C>(staged, count, todo);
+    }
+}
+
+template <class C, class T>
+inline void write(const C *from, int count, T *to) {
+    for (int i = 0; i < count; ++i) narrow(from[i], to[i]);
+}
+
+template <class C>
+void write(const C *from, int count, void *tensor, int32_t kind, int64_t start, float *staged) {
+    switch (kind) {
+        case FLOAT32: return write(from, count, static_cast<float *>(tensor) + start);
+        case FLOAT64: return write(from, count, static_cast<double *>(tensor) + start);
+        case BFLOAT16: return write(from, count, static_cast<bfloat16 *>(tensor) + start);
+        case FLOAT16:
+            write(from, count, staged);
+            return floats_to_halves(staged, count, static_cast<uint16_t *>(tensor) + start);
+    }
+}
+
+template <class C>
+void load_base(const Job &job, int64_t start, int count, Block<C> &block) {
+    C *__restrict base = block.base;
+    if (job.base) read<C>(job.base, job.base_kind, start, count, block.staged, [=](int i, C x) { base[i] = x; });
+}
+
+// What is kept of one delta, zero elsewhere, times `voice`.
+template <class C>
+void vote(const Job &job, int k, int64_t start, int count, C voice, Block<C> &block, C *__restrict votes) {
+    const auto every = [&](auto &&kept) {
+        const void *source = job.sources[k];
+        const int32_t kind = job.source_kinds[k];
+        const C *__restrict base = block.base;
+        if (job.subtract)
+            read<C>(source, kind, start, count, block.staged, [=](int i, C x) { votes[i] = kept(i, x - base[i]) * voice; });
+        else
+            read<C>(source, kind, start, count, block.staged, [=](int i, C x) { votes[i] = kept(i, x) * voice; });
+    };
+    const float limit = job.limit[k];
+    const int before = int(start % 4);  // random numbers come four at a time
+    const float *__restrict uniform = block.uniform + before;
+    switch (job.keep) {
+        case ALL: return every([=](int, C delta) { return delta; });
+        case TRIM: return every([=](int, C delta) { return (float(std::fabs(delta)) > limit ? C(1) : C(0)) * delta; });
+        case DROP:
+            draw(job.key[k], start - before, count + before, block.uniform);
+            return every([=](int i, C delta) { return (uniform[i] >= limit ? C(1) : C(0)) * delta; });
+    }
+}
+
+// The sum of K votes at one position, one after the other.
+template <int K, class C>
+inline C sum(const C (&votes)[MOST][BLOCK], int i) {
+    C total = votes[0][i];
+    for (int k = 1; k < K; ++k) total += votes[k][i];
+    return total;
+}
+
+template <int K, class C>
+void add(const Job &, int count, Block<C> &block) {
+    for (int i = 0; i < count; ++i) block.merged[i] = sum<K>(block.votes, i);
+}
+
+// Σ of what has the elected sign: TIES, steps 2 and 3 (Yadav et al. 2023).
+template <int K, bool NORMALIZE, class C>
+void elect(const Job &job, int count, Block<C> &block) {
+    C factor[K], part[K];  // of a share in the sum, of a vote in the divisor
+    for (int k = 0; k < K; ++k) {
+        factor[k] = job.weighted ? C(1) : C(job.weight[k]);
+        part[k] = job.weighted ? C(job.weight[k]) : C(1);
+    }
+    const C scale = C(job.scale), least = job.tie > 0 ? C(0) : std::numeric_limits<C>::denorm_min();
+    for (int i = 0; i < count; ++i) {
+        const C sign = sum<K>(block.votes, i) >= least ? C(1) : C(-1);
+        C agreed = C(-0.0), divisor = C(-0.0);  // what changes nothing it is added to
+        for (int k = 0; k < K; ++k) {
+            const C vote = block.votes[k][i] * sign, share = vote < 0 ? C(0) : vote;  // a NaN stays one
+            agreed += share * factor[k];
+            if (NORMALIZE) divisor += (share > 0 ? C(1) : C(0)) * part[k];
+        }
+        agreed *= sign;
+        if (NORMALIZE) agreed /= divisor == 0 ? C(1) : divisor;
+        block.merged[i] = agreed * scale;
+    }
+}
+
+template <int K, class C>
+void blend(const Job &job, int count, Block<C> &block) {
+    if (job.count > K) return blend<K == MOST ? K : K + 1>(job, count, block);
+    if (!job.elect) return add<K>(job, count, block);
+    return job.normalize ? elect<K, true>(job, count, block) : elect<K, false>(job, count, block);
+}
+
+template <class C>
+void merge(const Job &job, int64_t start, int count, Block<C> &block) {
+    load_base(job, start, count, block);
+    for (int k = 0; k < job.count; ++k) vote(job, k, start, count, C(job.voice[k]), block, block.votes[k]);
+    blend<1>(job, count, block);
+    if (job.base)
+        for (int i = 0; i < count; ++i) block.merged[i] += block.base[i];
+    write(block.merged, count, job.merged, job.merged_kind, start, block.staged);
+}
+
+template <class Do>
+void blocks(const Job &job, Do &&todo) {
+    for (int64_t start = job.start; start < job.stop;) {
+        const int64_t room = BLOCK - start % BLOCK;
+        const int count = int(job.stop - start < room ? job.stop - start : room);
+        todo(start, count);
+        start += count;
+    }
+}
+
+template <class C>
+void combine(const Job &job) {
+    Block<C> block;
+    blocks(job, [&](int64_t start, int count) { merge(job, start, count, block); });
+}
+
+// What is kept of each delta.
+template <class C>
+void kept(const Job &job) {
+    Block<C> block;
+    C *to = static_cast<C *>(job.merged);
+    blocks(job, [&](int64_t start, int count) {
+        load_base(job, start, count, block);
+        for (int k = 0; k < job.count; ++k)
+            vote(job, k, start, count, C(1), block, to + k * job.stride + (start - job.origin));
+    });
+}
+
+// Σ of the signs of the sum of the votes; a NaN has none.
+template <class C>
+double balance(const Job &job) {
+    Block<C> block;
+    int64_t signs = 0;
+    blocks(job, [&](int64_t start, int count) {
+        load_base(job, start, count, block);
+        for (int k = 0; k < job.count; ++k) vote(job, k, start, count, C(job.voice[k]), block, block.votes[k]);
+        blend<1>(job, count, block);
+        int32_t sum = 0;
+        for (int i = 0; i < count; ++i) sum += (block.merged[i] > 0) - (block.merged[i] < 0);
+        signs += sum;
+    });
+    return double(signs);
+}
+
+// The magnitudes of the one delta, a block at a time.
+template <class C, class Do>
+void magnitudes(const Job &job, Do &&todo) {
+    Block<C> block;
+    blocks(job, [&](int64_t start, int count) {
+        load_base(job, start, count, block);
+        vote(job, 0, start, count, C(1), block, block.votes[0]);
+        for (int i = 0; i < count; ++i) block.uniform[i] = float(std::fabs(block.votes[0][i]));
+        todo(start, count, block.uniform);
+    });
+}
+
+// How many magnitudes lie in each bin, in four tables [4, 2¹⁵]: neighbours often share a bin, and would wait for each other.
+template <class C>
+void counts(const Job &job, int64_t *tables) {
+    magnitudes<C>(job, [=](int64_t, int count, const float *sizes) {
+        for (int i = 0; i < count; ++i) ++tables[((i & 3) << 15) + (bits<uint32_t>(sizes[i]) >> 16)];
+    });
+}
+
+// The elements of one bin by position; there is room for one more than there are.
+template <class C>
+void members(const Job &job, uint32_t bin, float *sizes, int64_t *positions) {
+    int64_t found = 0;
+    magnitudes<C>(job, [&](int64_t start, int count, const float *all) {
+        for (int i = 0; i < count; ++i) {
+            sizes[found] = all[i], positions[found] = start + i;
+            found += bits<uint32_t>(all[i]) >> 16 == bin;
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" {
+void counts_float32(const Job *job, int64_t *tables) { counts<float>(*job, tables); }
+void counts_float64(const Job *job, int64_t *tables) { counts<double>(*job, tables); }
+void members_float32(const Job *job, uint32_t bin, float *sizes, int64_t *to) { members<float>(*job, bin, sizes, to); }
+void members_float64(const Job *job, uint32_t bin, float *sizes, int64_t *to) { members<double>(*job, bin, sizes, to); }
+void combine_float32(const Job *job) { combine<float>(*job); }
+void combine_float64(const Job *job) { combine<double>(*job); }
+void kept_float32(const Job *job) { kept<float>(*job); }
+void kept_float64(const Job *job) { kept<double>(*job); }
+double balance_float32(const Job *job) { return balance<float>(*job); }
+double balance_float64(const Job *job) { return balance<double>(*job); }
+
+// Asks for huge pages before a new tensor is first written to: 2 MB at a time, its pages cost more than the merge.
+void huge_pages(void *tensor, int64_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t PAGE = 1 << 21;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(tensor) + PAGE - 1) / PAGE * PAGE;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(tensor) + uintptr_t(bytes)) / PAGE * PAGE;
+    if (begin < end) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)tensor, (void)bytes;
+#endif
+}
+}
