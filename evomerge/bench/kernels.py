@@ -96,12 +96,12 @@ def _on_cpu(function: Callable[[], Tensor]) -> float:
 
 
 def _on_gpu(function: Callable[[], Tensor]) -> float:
-    begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begun.record()
     function()
     ended.record()
     torch.cuda.synchronize()
-    return begun.elapsed_time(ended) / 1000
+    return float(begun.elapsed_time(ended)) / 1000
 
 
 def header(device: str, fast: kernels.Backend) -> str:
