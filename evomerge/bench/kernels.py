@@ -96,7 +96,7 @@ def _on_cpu(function: Callable[[], Tensor]) -> float:
 
 
 def _on_gpu(function: Callable[[], Tensor]) -> float:
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch has none
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begun.record()
     function()
     ended.record()

@@ -118,7 +118,7 @@ def test_every_method_has_the_bits_of_plain_torch(method, table, resident, dtype
     assert same_bits(compiled_one, plain)
 
 
-@pytest.mark.parametrize("name", kernels.TWINS["native"])
+@pytest.mark.parametrize("name", ["combine", "norms", "balance"])
 def test_a_twin_has_the_signature_of_its_reference(name):
     assert inspect.signature(getattr(native, name)) == inspect.signature(getattr(specification, name))
 

@@ -1,5 +1,7 @@
 """Thresholds by a kernel are those of plain torch, to the last position."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,13 @@ def test_the_kernel_counts_in_the_same_bins():
     from evomerge.kernels import threshold
 
     assert threshold.BINS == BINS
+
+
+@pytest.mark.parametrize("name", ["counts", "members"])
+def test_both_sides_are_asked_alike(name):
+    from evomerge.kernels import native, threshold
+
+    assert inspect.signature(getattr(native, name)) == inspect.signature(getattr(threshold, name))
 
 
 @pytest.mark.parametrize("block", [4, 64, 1024])
