@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.document import Block, Place, describe
-from evomerge.errors import DocumentError, MissingExtra
+from evomerge.errors import DocumentError
 from evomerge.scoring.scores import Row, Scores
 from evomerge.scoring.suite import GuardConfig, Splits, Suite, split
 
@@ -93,15 +93,11 @@ def make_scorer(
 
     `model` is the directory of the base, whose tokenizer and architecture every candidate shares; `root` the folder of the
     experiment file, where a user's own functions are imported from; `module` a live transformers model to score in, if any.
+    Raises MissingExtra, with the pip commands, where the package behind the scorer is not installed.
     """
     module_name, _, class_name = SCORERS[config.scorer].partition(":")
-    try:
-        scorer = getattr(importlib.import_module(module_name), class_name)
-        made: Scorer = scorer(config, suite, guard, model=model, root=root, module=module)
-    except ImportError as error:
-        if config.scorer == "vllm" and (error.name or "").partition(".")[0] == "vllm":
-            raise MissingExtra("scoring `with: vllm` needs vLLM, which is not installed: pip install 'evomerge[vllm]'") from error
-        raise
+    scorer = getattr(importlib.import_module(module_name), class_name)
+    made: Scorer = scorer(config, suite, guard, model=model, root=root, module=module)
     return made
 
 

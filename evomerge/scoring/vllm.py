@@ -16,8 +16,9 @@ from evomerge.candidate import live
 from evomerge.errors import ScoringError
 from evomerge.scoring.greedy import Answer, Line, Stops
 from evomerge.scoring.harness import Harness
-from evomerge.scoring.hf import LiveLM, _draft, _tokenizer
+from evomerge.scoring.hf import LiveLM
 from evomerge.scoring.scores import Scores
+from evomerge.scoring.tokenizer import load_tokenizer
 from evomerge.scoring.vllm_engine import MOST_OPTIONS, Engine, Reading, refuse_missing, refuse_options, version
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class VllmScorer:
         if self._candidate is None:
             raise ScoringError("scoring: no model is loaded yet; call load(candidate) first")
         if self._lm is None:
-            self._lm = EngineLM(self._skeleton, _tokenizer(self.model), self.ready)
+            self._lm = EngineLM(self._skeleton, load_tokenizer(self.model), self.ready)
         return self._lm
 
     def close(self) -> None:
@@ -98,11 +99,10 @@ class VllmScorer:
 
     def _fit(self, candidate: Candidate) -> None:
         """The skeleton of this candidate; what does not fit into it is refused."""
-        config = live._config(live._text(candidate.config))
-        skeleton = self._skeleton
-        if skeleton is None or live._plain(config) != live._plain(skeleton.config):
+        config, skeleton = live.read_config(candidate.config), self._skeleton
+        if skeleton is None or not live.same_model(config, skeleton.config):
             skeleton = live.module(candidate.config, device="meta")
-        live._check(candidate.manifest, live._targets(skeleton))
+        live.check(candidate, skeleton)
         if skeleton is not self._skeleton:
             self._stop()
             self._skeleton, self._lm = skeleton, None
@@ -220,7 +220,7 @@ class EngineLM(LiveLM):
             if options:  # drawn anew for each repeat, and for each document alike in every run
                 options["seed"] = request.doc_id * 1000 + asked[id(request)]
                 asked[id(request)] += 1
-            texts.append(_Text(prompt, [] if options else _draft(self, context, prompt, draft), stops, options))
+            texts.append(_Text(prompt, [] if options else self.draft(context, prompt, draft), stops, options))
         return texts
 
     def _options(self, kwargs: Mapping[str, Any]) -> tuple[Stops, dict[str, Any]]:
