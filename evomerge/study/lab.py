@@ -58,6 +58,11 @@ class Lab:
         kl = self._divergence(candidate) if job.kl else None
         return Result(scores, kl, self.seconds)
 
+    def close(self) -> None:
+        """Ends the scorer, and with it an engine that it holds."""
+        self.scorer.close()
+        self.loaded = None
+
     def _candidate(self, job: Job) -> Candidate:
         if job.recipe is None:
             assert job.model is not None
