@@ -50,10 +50,14 @@ class HfScorer:
         self.device = _device(config.device) if module is None else module.device
         names = [*suite.tasks, *(guard.tasks if guard else ())]
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
+        self.clock = self.harness.clock
         self._lm: LiveLM | None = None
 
     def catalogue(self) -> dict[str, list[str]]:
         return self.harness.catalogue()
+
+    def check(self, documents: Mapping[str, Sequence[int]]) -> None:
+        """Texts of any length are taken."""
 
     def suite_fingerprint(self) -> str:
         return self.harness.fingerprint("hf", self.config.dtype, str(self.device))

@@ -14,7 +14,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from evomerge.candidate import live
-from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.stream import Candidate
 from evomerge.errors import CheckpointError, ScoringError
 from evomerge.recipe import Context, locate
@@ -389,21 +388,3 @@ def test_a_starting_engine_leaves_the_process_as_it_was(folders, scorer):
 
     assert drawn == (torch.rand(3).tolist(), random.random())
     assert torch.set_num_threads is threads
-
-
-@pytest.mark.parametrize(
-    ("engine", "message"), [({"dtype": "half"}, "'dtype' is set by the scorer"), ({"tensor_parallel_size": 2}, "later version")]
-)
-def test_engine_arguments_that_are_not_the_users_are_refused(engine, message, suite, folders):
-    with pytest.raises(ScoringError, match=message):
-        make_scorer(ScoringConfig(scorer="vllm", engine=engine), suite, model=folders["untied-0"])
-
-
-def test_small_heads_are_refused_by_name(place, suite):
-    folder = build(place / "small", 0, tied=False)
-    config = {**Checkpoint.open(folder).config, "head_dim": 16}
-    module = live.module(config)
-    model = Candidate.of(config, dict(module.state_dict()), "small")
-
-    with pytest.raises(ScoringError, match="heads have 16 dimensions, the CPU backend runs 32 and more"):
-        make_scorer(ScoringConfig(scorer="vllm"), suite, model=folder).load(model)
