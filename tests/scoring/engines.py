@@ -98,6 +98,8 @@ def said_by_vllm(folder: Path) -> tuple[list[list[float]], list[list[int]]]:
     from vllm import LLM, SamplingParams
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+    if Engine._alive is not None:  # the end of the plain one would be its end too
+        Engine._alive.close()
     with vllm_engine._undisturbed():
         llm = LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=CONTEXT, kv_cache_memory_bytes=1 << 26)
         asked = [{"prompt_token_ids": prompt} for prompt in PROMPTS]

@@ -17,31 +17,20 @@ from evomerge.study.search import search
 from evomerge.study.verbs import evaluate
 from tests.scoring import engines  # noqa: F401 - skips where vLLM is not installed
 
-SPACE = """
-recipe:
-  base: zoo:models/base
-  sources: {sort: zoo:models/sort, flip: zoo:models/flip}
-  rules:
-    - match: "*"
-      method: task_arithmetic
-      weight: {sort: {range: [0.0, 0.8], start: 0.4}, flip: {range: [0.0, 0.8], start: 0.4}}
-  context: {rope_type: yarn, beta_fast: 3, factor: {range: [1.0, 4.0], log: true, start: 1.75}}
-  heal:
-    tokens: 2000
-    texts: zoo:tasks/data/heal.jsonl
-    mixture: likelihood
-    learning_rate: {range: [0.00003, 0.0003], log: true}
-    teachers: {base: 0.5, flip: {range: [0.0, 1.0], start: 0.5}}
-suite: {include: zoo:tasks, tasks: {zoo_sort: 1.0, zoo_flip: 1.0, zoo_sort_long: 1.0}, rungs: [12, 24], select: 24, sealed: 60}
-guard: {tasks: {zoo_past: 0.3}, search: 24, select: 24, sealed: 60, discordance: 0.3}
-scoring: {with: vllm}
-search: {sampler: cmaes, trials: 6, seed: 0, eta: 2, heal_after: 0, finalists: 2, baselines: false}
-"""
+QUICKSTART = Path(__file__).parents[2] / "search_spaces/quickstart.yaml"
+FEWER = {  # documents and trials than the quickstart has: minutes would be hours here
+    "suite": {"rungs": [24, 48], "select": 48, "sealed": 96},
+    "guard": {"tasks": {"zoo_past": 0.3}, "search": 24, "select": 24, "sealed": 60, "discordance": 0.3},
+    "search": {"trials": 6, "eta": 2, "heal_after": 0, "finalists": 2, "budget": "1d"},
+}
+FEWEST = {"suite": {"tasks": {"zoo_sort": 1.0, "zoo_rank": 1.0}, "rungs": [12]}, "search": {"baselines": False, "finalists": 1}}
 
 
-def write(folder: Path, text: str = SPACE, **scoring: object) -> Path:
-    data = parse_yaml(text, "space.yaml")
-    data["scoring"] = {**data["scoring"], **scoring}
+def write(folder: Path, *changes: dict, scorer: str = "vllm") -> Path:
+    """The quickstart with some keys changed."""
+    data = parse_yaml(QUICKSTART.read_text(), "quickstart.yaml")
+    for change in (FEWER, *changes, {"scoring": {"with": scorer}}):
+        data |= {block: {**data[block], **keys} for block, keys in change.items()}
     (folder / "space.yaml").write_text(dump_yaml(data))
     return folder / "space.yaml"
 
@@ -62,7 +51,7 @@ def margins(scores: Scores) -> list[float]:
     return [row.margin for row in scores.rows if row.margin is not None]
 
 
-def test_a_study_goes_from_search_to_certificate_and_says_of_its_winner_what_transformers_says(tmp_path):
+def test_the_quickstart_goes_from_search_to_certificate_and_says_of_its_winner_what_transformers_says(tmp_path):
     study = tmp_path / "study"
     ending = search(write(tmp_path), study, workers=1)
     ended, found = trials(study), certificate(study)
@@ -78,7 +67,7 @@ def test_a_study_goes_from_search_to_certificate_and_says_of_its_winner_what_tra
 
     for split in ("select", "sealed"):
         ours = Scores.read(study / split / "winner.jsonl")
-        theirs = evaluate(study / "best/model", write(tmp_path, **{"with": "hf"}), split_name=split)
+        theirs = evaluate(study / "best/model", write(tmp_path, scorer="hf"), split_name=split)
         assert rows(ours) == rows(theirs)
         assert margins(ours) == pytest.approx(margins(theirs), abs=1e-4)
 
@@ -103,7 +92,7 @@ class Killer:
 
 def test_an_engine_killed_in_the_middle_costs_no_trial(tmp_path):
     study, killer = tmp_path / "study", Killer(after=2)
-    search(write(tmp_path), study, workers=2, watch=killer)
+    search(write(tmp_path, FEWEST), study, workers=2, watch=killer)
     ended = trials(study)
 
     assert killer.killed
