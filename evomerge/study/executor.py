@@ -54,6 +54,8 @@ class Worker(Protocol):
 
     def evaluate(self, job: Job) -> Result: ...
 
+    def close(self) -> None: ...
+
 
 class Executor(Protocol):
     """Runs lives side by side and gives back what each returned, in the order in which they end."""
@@ -94,7 +96,7 @@ class InProcess:
                 yield end.value
 
     def close(self) -> None:
-        pass
+        self.worker.close()
 
 
 class Pool:
@@ -212,6 +214,7 @@ def _serve(pipe: Connection, make: Callable[[], Worker]) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         while (job := pipe.recv()) is not None:
             pipe.send(attempt(worker, job))
+    worker.close()
 
 
 def make_executor(make: Callable[[], Worker], workers: int) -> Executor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,19 +43,37 @@ class Lab:
         self.sources = Sources(resident=True, device=getattr(self.scorer, "device", "cpu"))
         self.healer = Healer(self.sources, getattr(self.scorer, "module", None))
         self.loaded: str | None = None
-        self.seconds: dict[str, float] = {}
+        self.clock = self.scorer.clock
+        self._idle_since: float | None = None
 
     def evaluate(self, job: Job) -> Result:
         """Merge, heal where the recipe says so, load and score: only what is not there yet."""
-        self.seconds = {}
+        self.clock.take()  # of a job that failed
+        self._count_waiting()
+        try:
+            return self._evaluate(job)
+        finally:
+            self._idle_since = time.perf_counter()
+
+    def _evaluate(self, job: Job) -> Result:
         candidate = self._candidate(job)
         if job.save and job.recipe:
             save(candidate, job.save, copy_from=self.sources.checkpoint(self.start.base.model).path, card=card(job.recipe))
         self._load(candidate)
-        with self._timed("score"):
+        with self.clock("score"):
             scores = self.scorer.score(job.documents)
         kl = self._divergence(candidate) if job.kl else None
-        return Result(scores, kl, self.seconds)
+        return Result(scores, kl, self.clock.take())
+
+    def _count_waiting(self) -> None:
+        """The engine stood idle since the last job."""
+        if self._idle_since is not None:
+            self.clock.add("wait", time.perf_counter() - self._idle_since)
+
+    def close(self) -> None:
+        """Ends the scorer, and with it an engine that it holds."""
+        self.scorer.close()
+        self.loaded = None
 
     def _candidate(self, job: Job) -> Candidate:
         if job.recipe is None:
@@ -64,7 +81,7 @@ class Lab:
             return from_disk(job.model)
         if job.recipe.heal is None:
             return materialize(job.recipe, self.sources)
-        with self._timed("heal"):
+        with self.clock("heal"):
             before = self.healer.trained
             candidate = self.healer(job.recipe)
         if self.healer.trained != before:
@@ -74,7 +91,7 @@ class Lab:
     def _load(self, candidate: Candidate) -> None:
         if candidate.key != self.loaded:
             self.loaded = None
-            with self._timed("load"):
+            with self.clock("swap"):
                 self.scorer.load(candidate)
             self.loaded = candidate.key
 
@@ -83,7 +100,7 @@ class Lab:
     def _divergence(self, candidate: Candidate) -> float:
         """Mean KL(base ‖ candidate) in nats over the guard's prompts."""
         base = self._reference
-        with self._timed("kl"):
+        with self.clock("kl"):
             module = self.healer.module(self.start)
             if module is not getattr(self.scorer, "module", None):
                 live.load(candidate, module)
@@ -97,12 +114,6 @@ class Lab:
         tokens = [tokenizer.encode(text) for text in read_texts(locate(prompts))]
         return reference(self.healer.parent(self.start.base.model), pad(tokens))
 
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begun
-
 
 def scorer_of(experiment: Experiment) -> Scorer:
     """The experiment's scorer, no model in it yet; it knows its documents all the same."""
@@ -114,7 +125,10 @@ def split_documents(experiment: Experiment) -> Splits:
     """The three splits of the experiment's documents. Raises SuiteError where they do not suffice."""
     scorer = scorer_of(experiment)
     try:
-        return split(experiment.suite, experiment.guard, scorer.catalogue())
+        splits = split(experiment.suite, experiment.guard, scorer.catalogue())
+        for documents in (splits.search, splits.select, splits.sealed):
+            scorer.check(documents)
+        return splits
     finally:
         scorer.close()
 

@@ -74,7 +74,8 @@ def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
     base = Checkpoint.open(recipe.base.model)
     sources = {name: Checkpoint.open(source.model) for name, source in recipe.sources.items()}
     for corner in experiment.space.corners():
-        plan(experiment.space.build(corner), base, sources)
+        longer = plan(experiment.space.build(corner), base, sources).config
+        experiment.scoring.refuse_longer(base.config, longer)
     splits = split_documents(experiment)
     for task, tolerance in experiment.guard.tasks.items():
         require_documents(task, len(splits.sealed[task]), tolerance, discordance=experiment.guard.discordance)
@@ -332,7 +333,7 @@ class Loop:
 
     def _seconds_per_document(self, parent: str) -> float:
         notes = self.record.read_json(f"baseline/{parent}/verdict.json")
-        return float(notes["seconds"]["score"]) / len(self.arena.parents[parent])
+        return sum(float(notes["seconds"].get(part, 0.0)) for part in ("score", "engine")) / len(self.arena.parents[parent])
 
     def _documents_at_the_end(self) -> int:
         select = sum(map(len, self.splits.select.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from evomerge.candidate.merge import Progress
@@ -33,9 +34,9 @@ def evaluate(model: str | Path, suite: str | Path, *, split_name: str = "select"
     """Score a recipe file or a model directory on one split (search, select, sealed) of an experiment, guard tasks included."""
     experiment = Experiment.read(suite)
     documents = getattr(split_documents(experiment), split_name)
-    if Path(model).is_dir():
-        return Lab(experiment).evaluate(Job(None, documents, model=Path(model))).scores
-    return Lab(experiment).evaluate(Job(Recipe.read(model), documents)).scores
+    job = Job(None, documents, model=Path(model)) if Path(model).is_dir() else Job(Recipe.read(model), documents)
+    with closing(Lab(experiment)) as lab:
+        return lab.evaluate(job).scores
 
 
 def read_scores(path: str | Path) -> Scores:

@@ -109,6 +109,7 @@ MISFITS = {
         having("lm_head.weight", TensorInfo("BF16", (41, 64))),
         r"'lm_head.weight' has the shape \[41, 64\], .* \[40, 64\]",
     ),
+    "dtype": (having("lm_head.weight", TensorInfo("I8", (40, 64))), "'lm_head.weight' has the dtype I8, the live model"),
 }
 
 

@@ -44,6 +44,20 @@ def test_a_finished_study_is_told_alike_everywhere(finished):
     assert f"model:   {finished / 'best' / 'model'}" in shown
 
 
+def test_the_report_says_where_the_time_of_the_trials_went(finished):
+    write_report(finished)
+    text, trials = (finished / "report.md").read_text(), json.loads((finished / "report.json").read_text())["trials"]
+    head, *lines = (
+        line.strip("| ").split(" | ") for line in text.split("## Where the time went\n\n")[1].split("\n\n")[0].split("\n")
+    )
+
+    assert head == ["seconds", "swap", "engine", "tasks", "waiting", "in all"]
+    for part, shown in zip(("swap", "engine", "score", "wait"), lines[1][1:], strict=False):
+        assert float(shown) == pytest.approx(sum(trial["seconds"].get(part, 0.0) for trial in trials), abs=0.0051)
+    assert all(trial["seconds"]["swap"] > 0 and trial["seconds"]["engine"] > 0 for trial in trials)
+    assert all(trial["seconds"]["wait"] > 0 for trial in trials)
+
+
 def test_the_page_stands_alone(finished):
     write_report(finished)
     page = (finished / "report.html").read_text()

