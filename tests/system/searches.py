@@ -21,7 +21,7 @@ import evomerge.study.search  # noqa: F401
 from evomerge import cli
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 TIMED = ("clock.json", "lock", "report.html", "report.md", "report.json")  # hold seconds, or a process
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "shutil.rmtree")
 
@@ -39,7 +39,7 @@ def started(words):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env={**os.environ, **ENVIRONMENT},
         process_group=0,
         # a test run in the background ignores it, and passes that on
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -53,10 +53,14 @@ def finished(words):
     return subprocess.CompletedProcess(words, running.returncode, shown, said)
 
 
-def events(running):
-    """What a running search says, as it says it."""
+def until(running, name):
+    """Wait until a running search has come to a phase, or has scored a candidate, whose name begins so."""
+    said = []
     for line in running.stderr:
-        yield json.loads(line) if line.startswith("{") else {"event": "text", "text": line}
+        said.append(line)
+        if line.startswith("{") and json.loads(line).get("name", "").startswith(name):
+            return
+    raise AssertionError(f"ended before {name}: {said[-3:]}")
 
 
 def forked(act, arm=lambda: None):

@@ -8,7 +8,7 @@ from collections import defaultdict
 from functools import partial
 
 from evomerge.study.search import search
-from tests.system.searches import ROOT, arguments, dies_at, events, finished, forked, remains, started, trials
+from tests.system.searches import ROOT, arguments, dies_at, finished, forked, remains, started, trials, until
 
 LIFE = 6  # calls of the scorer for one candidate at most: three tasks on two rungs
 PHASES = ("parents", "baselines", "trials", "select", "sealed")
@@ -55,9 +55,7 @@ def test_killed_before_any_kind_of_change_on_disk(laboratory, whole, tmp_path, c
 
 def kill(running, moment, after):
     """Let a search come to a moment, and some time more; then kill all its processes."""
-    for event in events(running):
-        if event.get("name") == moment:
-            break
+    until(running, moment)
     time.sleep(after)
     with contextlib.suppress(ProcessLookupError):  # it was quicker
         os.killpg(running.pid, signal.SIGKILL)
@@ -99,9 +97,7 @@ def test_a_search_over_real_models_killed_twice_ends_as_if_nothing_had_happened(
 def test_a_controller_killed_takes_its_pool_with_it_and_loses_no_trial(laboratory, tmp_path):
     words = arguments(laboratory, tmp_path / "study", "--trials", "60", workers=2)
     running = started(words)
-    for event in events(running):
-        if event.get("name", "").startswith("0005"):
-            break
+    until(running, "0005")
     os.kill(running.pid, signal.SIGKILL)
     running.communicate()  # ends when the workers, who hold the other end of the pipe, have gone
     counted, finished_then = marks(tmp_path / "study"), trials(tmp_path / "study")
