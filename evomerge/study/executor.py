@@ -165,14 +165,14 @@ class _Lane:
         return []
 
     def _send(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # a worker that died idle is noticed by the next receive
+        with contextlib.suppress(ConnectionError):  # a worker that died idle is noticed by the next receive
             self.pipe.send(self.job)
 
     def _receive(self) -> Result | None:
         """The result, or None where the worker died and the job was given to a new one."""
         try:
             answer: Result | Exception = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # the latter where it died in the middle of its answer
             return self._bury()
         if isinstance(answer, Exception):
             raise answer

@@ -49,6 +49,10 @@ class SearchConfig:
             sampler_options=dict(block.mapping("sampler_options", {})),
         )
 
+    def limits(self) -> dict[str, float | None]:
+        """How long to search: what may change from one run of a study to the next."""
+        return {"trials": self.trials, "budget": self.budget}
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -93,7 +97,7 @@ class Experiment:
 
     def identity(self) -> dict[str, str]:
         """A digest of every part that a resumed study must share; trials, budget and workers are free to change."""
-        search = {k: v for k, v in vars(self.search).items() if k not in ("trials", "budget")}
+        search = {k: v for k, v in vars(self.search).items() if k not in self.search.limits()}
         parts = {
             "space": self.data["recipe"],
             "suite": self.data["suite"],

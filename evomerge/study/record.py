@@ -5,6 +5,7 @@ A trial's folder is written first; its line in `journal.log` makes it count. A f
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from optuna.study import Study, StudyDirection
     from optuna.trial import FrozenTrial
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BEGUN = {"lock", "study.json.draft"}  # all that there is where a run was killed before it could say which study this is
+
 
 class Record:
     """The folder of one study, held by one process."""
@@ -34,7 +38,7 @@ class Record:
     def open(cls, directory: Path, identity: Mapping[str, str], *, resume: bool) -> Record:
         """Take the folder. Raises StudyError where it is taken, held by another process, or holds another study."""
         there = (directory / "study.json").exists()
-        if directory.exists() and any(directory.iterdir()) and not there:
+        if directory.exists() and not there and {path.name for path in directory.iterdir()} - BEGUN:
             raise StudyError(f"{directory}: is not empty and holds no study; choose another --out")
         if there and not resume:
             raise StudyError(f"{directory}: holds a study already; add --resume to go on with it, or choose another --out")
@@ -42,6 +46,7 @@ class Record:
             _refuse_another(directory, identity)
         directory.mkdir(parents=True, exist_ok=True)
         record = cls(directory, _hold(directory))
+        _remove_drafts(directory)
         if not there:
             record.write("study.json", json.dumps(dict(identity), indent=1) + "\n")
         return record
@@ -86,6 +91,12 @@ class Record:
         return Scores.read(path) if path.exists() else None
 
     # --- trials
+
+    def keep_trials(self, counted: set[str]) -> None:
+        """Remove every other trial's folder: whoever wrote it was killed before it counted, and another may take its number."""
+        for folder in self.directory.glob("trials/*"):
+            if folder.name not in counted:
+                shutil.rmtree(folder)
 
     def journal(self, directions: list[StudyDirection]) -> Journal:
         return Journal(self.directory / "journal.log", directions)
@@ -135,6 +146,26 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
+
+
+@contextmanager
+def room_in(directory: Path) -> Iterator[None]:
+    """Raises StudyError in place of the operating system's error where a file finds no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StudyError(
+            f"{directory}: no room on disk ({error.strerror}); free some, then go on with the same command and --resume"
+        ) from None
+
+
+def _remove_drafts(directory: Path) -> None:
+    """What a killed run was writing: nobody reads it, and it takes room."""
+    for pattern in ("*.draft", "*/*.draft", "*/*.part"):
+        for draft in directory.glob(pattern):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
 
 
 def _hold(directory: Path) -> TextIO:

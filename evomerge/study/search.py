@@ -23,7 +23,7 @@ from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_exe
 from evomerge.study.experiment import Experiment
 from evomerge.study.lab import Lab, split_documents
 from evomerge.study.race import Arrival, Decision, Race
-from evomerge.study.record import Journal, Record, held
+from evomerge.study.record import Journal, Record, held, room_in
 from evomerge.study.selection import contending
 from evomerge.study.trial import Arena, Outcome, live
 from evomerge.study.watch import Nobody, Watcher
@@ -55,8 +55,8 @@ def search(
     directory = Path(out)
     splits, fingerprints = prepare(experiment)
     identity = {**experiment.identity(), "documents": splits.hash, **fingerprints}
-    with held(Record.open(directory, identity, resume=resume)) as record:
-        if (done := record.read_json("certificate.json")) and not _asks_for_more(experiment, record):
+    with room_in(directory), held(Record.open(directory, identity, resume=resume)) as record:
+        if (done := record.read_json("certificate.json")) and done["limits"] == experiment.search.limits():
             return int(done["ending"])
         return Loop(experiment, record, splits, workers or default_workers(), watch or Nobody()).run()
 
@@ -100,11 +100,6 @@ def default_workers() -> int:
     import torch
 
     return torch.cuda.device_count() or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-
-
-def _asks_for_more(experiment: Experiment, record: Record) -> bool:
-    limits = record.read_json("limits.json") or {}
-    return limits != {"trials": experiment.search.trials, "budget": experiment.search.budget}
 
 
 @dataclass
@@ -243,6 +238,7 @@ class Loop:
             outcome = self._read_trial(trial)
             self.outcomes.append(outcome)
             self.watch.scored(outcome, self._best())
+        self.record.keep_trials({outcome.name for outcome in self.outcomes})
 
     def _read_trial(self, trial: FrozenTrial) -> Outcome:
         folder, recipe = trial.user_attrs["folder"], self._built(trial.params)

@@ -112,7 +112,7 @@ def test_no_room_is_said_with_both_numbers_and_nothing_stays(make, tmp_path, mon
     usage = type("Usage", (), {"free": 500_000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
 
-    with pytest.raises(CheckpointError, match=r"no room: 1.1 MB are needed, 0.5 MB free; free some"):
+    with pytest.raises(CheckpointError, match=r"no room on disk: 1.1 MB are needed, 0.5 MB free; free some"):
         merge(make(**TIES), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
