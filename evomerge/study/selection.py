@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from evomerge.guards.aggregate import aggregate
 from evomerge.guards.paired import Comparison, compare_tasks, holm
-from evomerge.guards.regression import Verdict, decide
+from evomerge.guards.regression import decide
+from evomerge.guards.verdict import Verdict, together
 from evomerge.scoring.scores import Scores
 from evomerge.study.estimate import Estimate
 from evomerge.study.experiment import Experiment
@@ -98,7 +99,9 @@ class Judge:
 
     def guards(self, candidate: Scores, base: Scores) -> dict[str, Verdict]:
         tolerances = self.experiment.guard.tasks
-        return {task: decide(base.values(task), candidate.values(task), tolerance) for task, tolerance in tolerances.items()}
+        return together(
+            {task: decide(base.values(task), candidate.values(task), tolerance) for task, tolerance in tolerances.items()}
+        )
 
     def keeps_guards(self, candidate: Scores, base: Scores) -> bool:
         """On the select documents: no guard loses more than its tolerance, as far as they can tell."""
