@@ -42,6 +42,17 @@ def decide_floor(
     return verdict_of("floor", pairs, 0.0, test, alpha)
 
 
+def require_flips(task: str, n: int, budget: float, alpha: float = ALPHA) -> None:
+    """Refuse, before the night, a budget of flips that its sealed documents could not pass even if none flipped."""
+    needed = math.ceil(math.log(alpha) / math.log1p(-budget)) if 0 < budget < 1 else math.inf
+    if n < needed:
+        would = f"{needed:,} would" if budget > 0 else "no number would"
+        raise GuardError(
+            f"guard.tasks.{task}: {n:,} sealed documents cannot pass a budget of {budget:g} even if none flips, {would}; "
+            "raise guard.sealed or the budget"
+        )
+
+
 def rate_test(count: int, n: int, budget: float, alpha: float, power: float) -> Test:
     """Exact test of `count` in n against a rate; it and Clopper-Pearson's bounds agree."""
     from scipy.special import bdtr, bdtrc

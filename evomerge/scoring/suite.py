@@ -7,7 +7,7 @@ suite:
   rungs: [96, 384, 960]         # documents of the search, totals over the tasks, nested
   select: 240
   sealed: 600
-guard: {tasks: {past_tense: 0.02}, sealed: 1600}       # tolerances; sealed: documents per guard task
+guard: {tasks: {past_tense: 0.02}, sealed: 1600}       # tolerances (see bound.py); sealed: documents per guard task
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from evomerge.document import Block, Place, describe
 from evomerge.errors import DocumentError, GuardError, SuiteError
 from evomerge.recipe import locate
+from evomerge.scoring.bound import Bound
 
 AGGREGATES = ("geometric", "mean", "min", "relative")
 FLOOR = 1e-3  # a task at 0 must not hide what the other tasks do from a geometric search
@@ -68,7 +69,7 @@ class Suite:
 class GuardConfig:
     """What must not be lost: a tolerance for each guard task, and a bound on the KL divergence to the base."""
 
-    tasks: Mapping[str, float] = field(hash=False)
+    tasks: Mapping[str, Bound | float] = field(hash=False)
     sealed: int = 1600  # per guard task
     select: int | None = None  # per guard task; None: as many as all target tasks together
     search: int | None = None  # per guard task on the top rung; None: as many as the average target task
@@ -86,7 +87,7 @@ class GuardConfig:
         if prompts and root is not None and not prompts.startswith("zoo:"):
             prompts = str((root / prompts).resolve())
         return cls(
-            tasks=_numbers(block, "tasks", low=0.0, high=1.0, default={}),
+            tasks={str(task): Bound.from_data(bound, place / "tasks" / str(task)) for task, bound in _entries(block, "tasks")},
             sealed=block.integer("sealed", cls.sealed, low=1),
             select=block.integer("select", None, low=1),
             search=block.integer("search", None, low=1),
@@ -96,7 +97,8 @@ class GuardConfig:
         )
 
     def to_data(self) -> dict[str, Any]:
-        return {**vars(self), "tasks": dict(self.tasks)}
+        tasks = {task: bound.to_data() if isinstance(bound, Bound) else bound for task, bound in self.tasks.items()}
+        return {**vars(self), "tasks": tasks}
 
 
 def refuse_overlap(suite: Suite, guard: GuardConfig | None, place: Place) -> None:
@@ -205,9 +207,13 @@ def _refuse_shortage(need: Mapping[str, _Need], ordered: Mapping[str, Sequence[i
         raise SuiteError(f"too few distinct documents: {'; '.join(short)}; lower rungs, select or sealed")
 
 
-def _numbers(block: Block, key: str, *, default: Any = None, **bounds: float) -> dict[str, float]:
+def _entries(block: Block, key: str) -> list[tuple[Any, Any]]:
+    return list(block.mapping(key, {}).items())
+
+
+def _numbers(block: Block, key: str, **bounds: float) -> dict[str, float]:
     """A mapping of names to numbers, strictly."""
-    entries = block.mapping(key) if default is None else block.mapping(key, default)
+    entries = block.mapping(key)
     inner = Block(entries, block.place / key, [str(name) for name in entries])
     return {str(name): float(inner.number(str(name), **bounds)) for name in entries}
 

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import __version__
+from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.errors import StudyError
+from evomerge.guards.criteria import criteria, opponents, reference
+from evomerge.guards.ledger import Ledger
+from evomerge.guards.verdict import Verdict, together
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import parents as parent_recipes
 from evomerge.study.estimate import optimism, shrink_scores
 from evomerge.study.executor import Executor, Job, Life
 from evomerge.study.experiment import Experiment
+from evomerge.study.lab import catalogue
+from evomerge.study.line import FILE, held, known_documents, ledger_beside
 from evomerge.study.record import Record
 from evomerge.study.selection import Contender, Decision, Ending, Judge, choose, contending, decide_ending, finalists, rivals
 from evomerge.study.trial import Outcome
@@ -44,6 +50,8 @@ class Closing:
         best_parent = {task: max(scores.mean(task) for scores in self.parents.values()) for task in self.experiment.suite.tasks}
         self.judge = Judge(self.experiment, best_parent if self.experiment.suite.aggregate == "relative" else None)
         self.recipes = parent_recipes(self.experiment.space)
+        self.ledger = ledger_beside(self.recipes["base"].base.model)
+        self.opponents = opponents(criteria(self.experiment.guard), self.parents)
 
     def certify(self) -> Certificate:
         """Everything after the last trial; writes `best/` and `certificate.json`, and returns the latter's content."""
@@ -51,17 +59,21 @@ class Closing:
         if not best:
             return self._write(self._nobody())
         select = self._select(best)
-        chosen = choose([Contender(o.name, select[o.name], o) for o in best], select["base"], self.judge)
+        opponent = reference(self.opponents, select)
+        chosen = choose([Contender(o.name, select[o.name], o) for o in best], opponent, self.judge)
         compared = [*self.parents, *(name for name in rivals(self._contenders(select), self.judge) if name not in self.parents)]
         if chosen is None or chosen.outcome is None:
             reason = f"none of {len(best)} finalists keeps every guard on the select documents"
             return self._write({**self._figures(best, select), **Decision(4, (reason,)).to_data()})
         files = self._save(chosen.outcome)
         differing = self._reread(chosen.scores)
-        sealed, disk = self._seal(compared)
+        sealed, whole = self._seal(compared)
+        disk = whole.select(self.splits.sealed)
         decision = decide_ending(
-            {name: self.judge.compare(disk, sealed[name]) for name in compared}, self.judge.guards(disk, sealed["base"])
+            {name: self.judge.compare(disk, sealed[name]) for name in compared},
+            self._guards(whole, disk, reference(self.opponents, sealed)),
         )
+        self._release(chosen.name, whole)
         if decision.ending == 4:
             self._set_aside()
         return self._write(
@@ -117,11 +129,36 @@ class Closing:
         recipes = {**self.recipes, **{name: o.recipe for name, o in self.baselines.items()}}
         guards = set(self.experiment.guard.tasks)
         targets = {task: docs for task, docs in self.splits.sealed.items() if task not in guards}
-        jobs = {name: Job(recipes[name], self.splits.sealed if name == "base" else targets) for name in compared}
-        jobs[DISK] = Job(None, self.splits.sealed, model=self.record.directory / "best" / "model")
+        guarded = {
+            name: {task: docs for task, docs in self.splits.sealed.items() if self._meets(name, task)} for name in compared
+        }
+        jobs = {name: Job(recipes[name], {**targets, **guarded[name]}) for name in compared}
+        jobs[DISK] = Job(None, self._sealed_and_known(), model=self.record.directory / "best" / "model")
         self.watch.phase("sealed", len(jobs))
         scores = self._score("sealed", jobs)
         return {name: scores[name] for name in compared}, scores[DISK]
+
+    def _sealed_and_known(self) -> dict[str, list[int]]:
+        """Sealed documents, and those that the line of the base is held to."""
+        sealed = {task: list(docs) for task, docs in self.splits.sealed.items()}
+        if self.ledger is None:
+            return sealed
+        known = known_documents(self.ledger, self.experiment.guard, catalogue(self.experiment))
+        return {task: sorted({*docs, *known.get(task, [])}) for task, docs in sealed.items()}
+
+    def _guards(self, whole: Scores, disk: Scores, opponent: Scores) -> dict[str, Verdict]:
+        found = self.judge.guards(disk, opponent)
+        return found if self.ledger is None else together({**found, **held(self.ledger, self.experiment.guard, whole)})
+
+    def _release(self, name: str, scores: Scores) -> None:
+        """The winner as the next release of its line; `best/ledger.jsonl` travels with the model, refused ones set aside."""
+        line = self.ledger or Ledger(self.record.directory.resolve().name)
+        model = Checkpoint.open(self.record.directory / "best" / "model").fingerprint
+        line.add(f"{self.record.directory.resolve().name} {name}", model, scores).write(self.record.directory / "best" / FILE)
+
+    def _meets(self, name: str, task: str) -> bool:
+        """Sealed guard documents are for the base and for whoever the guard compares with."""
+        return task in self.opponents and name in ("base", self.opponents[task])
 
     def _reread(self, live: Scores) -> list[dict[str, Any]]:
         """Select documents on which the model read back from disk is scored otherwise than the candidate in memory was."""

@@ -112,9 +112,14 @@ def scorer_of(experiment: Experiment) -> Scorer:
 
 def split_documents(experiment: Experiment) -> Splits:
     """The three splits of the experiment's documents. Raises SuiteError where they do not suffice."""
+    return split(experiment.suite, experiment.guard, catalogue(experiment))
+
+
+def catalogue(experiment: Experiment) -> dict[str, list[str]]:
+    """The hash of every document of every task of the experiment."""
     scorer = scorer_of(experiment)
     try:
-        return split(experiment.suite, experiment.guard, scorer.catalogue())
+        return scorer.catalogue()
     finally:
         scorer.close()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.candidate.checkpoint import Checkpoint, refuse_nan
 from evomerge.candidate.plan import plan
 from evomerge.errors import EvomergeError, StudyError, SuiteError
-from evomerge.guards.regression import require_documents
+from evomerge.guards.criteria import refuse_undecidable
 from evomerge.recipe import Recipe
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import baselines, parents
@@ -76,8 +76,7 @@ def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
     for corner in experiment.space.corners():
         plan(experiment.space.build(corner), base, sources)
     splits = split_documents(experiment)
-    for task, tolerance in experiment.guard.tasks.items():
-        require_documents(task, len(splits.sealed[task]), tolerance, discordance=experiment.guard.discordance)
+    refuse_undecidable(experiment.guard, splits.sealed)
     for checkpoint in (base, *sources.values()):
         refuse_nan(checkpoint)
     prints = {"source base": base.fingerprint, **{f"source {name}": source.fingerprint for name, source in sources.items()}}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
-from evomerge.guards.regression import clearly_violated, constraint
+from evomerge.guards.criteria import Criterion, criteria, opponents, reference
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
@@ -56,21 +57,25 @@ class Arena:
             references=self.references if suite.aggregate == "relative" else None,
         )
 
+    @cached_property
+    def criteria(self) -> tuple[Criterion, ...]:
+        return criteria(self.experiment.guard)
+
+    @cached_property
+    def opponent(self) -> Scores:
+        """What guards compare with: the base, or the parent that is best at the task."""
+        return reference(opponents(self.criteria, self.parents), self.parents)
+
     def constraints(self, scores: Scores, kl: float | None) -> dict[str, float]:
         """One number a guard, 0 or less where it is kept: loss over the part of its tolerance aimed at, KL over its bound."""
         guard = self.experiment.guard
-        over = {
-            task: constraint(self.base.values(task), scores.values(task), AIM * tolerance)
-            for task, tolerance in guard.tasks.items()
-        }
+        over = {c.name: c.excess(self.opponent.values(c.task), scores.values(c.task), AIM) for c in self.criteria}
         return over if guard.kl is None or kl is None else {**over, "kl": kl - guard.kl}
 
     def violated(self, scores: Scores, kl: float | None) -> bool:
         """Whether a guard is broken beyond doubt: no more documents are spent on such a candidate."""
         guard = self.experiment.guard
-        broken = any(
-            clearly_violated(self.base.values(task), scores.values(task), tolerance) for task, tolerance in guard.tasks.items()
-        )
+        broken = any(c.broken(self.opponent.values(c.task), scores.values(c.task)) for c in self.criteria)
         return broken or (guard.kl is not None and kl is not None and kl > guard.kl)
 
 

@@ -11,6 +11,8 @@ from evomerge.guards.regression import loss_test
 
 REPETITIONS = 2000
 ALPHA, POWER = 0.05, 0.8
+
+
 def nominal(rate):
     """A rate, and two Monte-Carlo errors on top."""
     return rate + 2 * (rate * (1 - rate) / REPETITIONS) ** 0.5
