@@ -156,6 +156,24 @@ def guard(
     raise typer.Exit(judgement.exit_code)
 
 
+class Kind(StrEnum):
+    parameter = "parameter"
+    block = "block"
+
+
+@app.command()
+def fisher(
+    model: Annotated[Path, typer.Argument(help="A model directory.")],
+    texts: Annotated[Path, typer.Option(help="JSONL with a text a line: the skill to keep.")],
+    out: Annotated[Path, typer.Option(help="Where the diagonal goes, as FOLDER/SOURCE.safetensors.")],
+    per: Annotated[Kind, typer.Option(help="A number for every weight, or one for every tensor.")] = Kind.parameter,
+) -> None:
+    """Estimate how much each weight of a model matters on texts, for the guard `ewc`."""
+    from evomerge.study.verbs import estimate_fisher
+
+    print(f"written: {estimate_fisher(model, texts, out, kind=per.value)}")
+
+
 @app.command()
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study.")]) -> None:
     """Write report.html, report.md and report.json of a study, finished or not, and print its table."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +60,18 @@ def snapshot(model: PreTrainedModel, like: Candidate, key: str) -> Candidate:
         name: targets[name].detach().to("cpu", TORCH_DTYPES[info.dtype], copy=True) for name, info in like.manifest.items()
     }
     return Candidate.of(like.config, tensors, key)
+
+
+def named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The module's trainable tensors under their names on disk; of tied names only the first."""
+    targets, seen = _targets(model), set[int]()
+    found: dict[str, Tensor] = {}
+    for name in names:
+        tensor = targets.get(name)
+        if tensor is not None and tensor.requires_grad and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
 
 
 def _text(config: Mapping[str, Any]) -> str:

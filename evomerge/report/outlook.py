@@ -44,7 +44,7 @@ def _documents(experiment: Experiment, splits: Splits) -> list[str]:
 def _guards(experiment: Experiment, splits: Splits) -> list[str]:
     guard = experiment.guard
     lines = [_limit(one, len(splits.sealed[one.task]), guard.discordance) for one in criteria(guard)]
-    return lines + ([f"guard KL to the base: {guard.kl:g} nats at most"] if guard.kl is not None else [])
+    return lines + [f"guard {name}: {limit:g} nats at most" for name, limit in guard.distances.items()]
 
 
 def _limit(one: Criterion, sealed: int, discordance: float) -> str:

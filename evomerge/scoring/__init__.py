@@ -33,6 +33,9 @@ class Scorer(Protocol):
     def catalogue(self) -> dict[str, list[str]]:
         """The hash of every document of every task, without any model."""
 
+    def contents(self) -> dict[str, list[str]]:
+        """The same without the task: documents that two tasks share have one hash."""
+
     def suite_fingerprint(self) -> str:
         """What decides a score apart from the candidate: task files, data, few-shot, template, engine and dtype."""
 

@@ -1,4 +1,4 @@
-"""What one guard task must keep. A number is the loss allowed against the base; a mapping says more:
+"""What a guard must keep. Of a task a number is the loss allowed against the base; a mapping says more:
 
 guard:
   tasks:
@@ -11,7 +11,8 @@ guard:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from evomerge.document import Block, Place, number
@@ -58,3 +59,25 @@ class Bound:
 
     def to_data(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Ewc:
+    """The elastic weights guard: a limit, in nats a token, on the loss that each named source's Fisher predicts."""
+
+    fisher: str  # folder of SOURCE.safetensors
+    limits: Mapping[str, float] = field(hash=False)
+
+    @classmethod
+    def from_data(cls, data: object, place: Place, root: Path | None) -> Ewc:
+        """`{fisher: FOLDER, limits: {base: 0.05}}`; raises GuardError or DocumentError."""
+        block = Block(data, place, list(cls.__dataclass_fields__))
+        folder, limits = block.text("fisher"), block.mapping("limits")
+        inner = Block(limits, place / "limits", [str(name) for name in limits])
+        if not limits:
+            raise GuardError(f"{place / 'limits'}: limits no source; give one its limit, as {{base: 0.05}}")
+        path = str((root / folder).resolve()) if root is not None and not folder.startswith("zoo:") else folder
+        return cls(path, {str(name): float(inner.number(str(name), low=0.0)) for name in limits})
+
+    def to_data(self) -> dict[str, Any]:
+        return {"fisher": self.fisher, "limits": dict(self.limits)}

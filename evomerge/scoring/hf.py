@@ -50,10 +50,15 @@ class HfScorer:
         self.device = _device(config.device) if module is None else module.device
         names = [*suite.tasks, *(guard.tasks if guard else ())]
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
+        if guard:
+            self.harness.refuse_guards(guard)
         self._lm: LiveLM | None = None
 
     def catalogue(self) -> dict[str, list[str]]:
         return self.harness.catalogue()
+
+    def contents(self) -> dict[str, list[str]]:
+        return self.harness.contents()
 
     def suite_fingerprint(self) -> str:
         return self.harness.fingerprint("hf", self.config.dtype, str(self.device))

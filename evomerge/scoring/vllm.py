@@ -48,6 +48,8 @@ class VllmScorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         names = [*suite.tasks, *(guard.tasks if guard else ())]
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
+        if guard:
+            self.harness.refuse_guards(guard)
         self.engine: Engine | None = None
         self.starts = 0  # engines started so far
         self._skeleton: Any = None  # the transformers module of the architecture, without weights
@@ -56,6 +58,9 @@ class VllmScorer:
 
     def catalogue(self) -> dict[str, list[str]]:
         return self.harness.catalogue()
+
+    def contents(self) -> dict[str, list[str]]:
+        return self.harness.contents()
 
     def suite_fingerprint(self) -> str:
         return self.harness.fingerprint(version(), self.config.dtype, json.dumps(dict(self.config.engine), sort_keys=True))

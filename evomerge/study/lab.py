@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +15,16 @@ from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import card
 from evomerge.candidate.save import save
 from evomerge.candidate.stream import Candidate, Sources, materialize
+from evomerge.document import nearest
+from evomerge.errors import GuardError
+from evomerge.guards.ewc import Anchor, Penalties
 from evomerge.guards.kl import Reference, divergence, pad, reference
 from evomerge.healing.healer import Healer
 from evomerge.healing.texts import read_texts
 from evomerge.recipe import Recipe, locate
 from evomerge.scoring import Scorer, make_scorer
-from evomerge.scoring.suite import Splits, split
+from evomerge.scoring.contamination import refuse_contamination
+from evomerge.scoring.suite import GuardConfig, Splits, split
 from evomerge.study.executor import Job, Result
 from evomerge.study.experiment import Experiment
 
@@ -52,11 +56,14 @@ class Lab:
         candidate = self._candidate(job)
         if job.save and job.recipe:
             save(candidate, job.save, copy_from=self.sources.checkpoint(self.start.base.model).path, card=card(job.recipe))
-        self._load(candidate)
+        penalties = self.penalties if job.measure else None
+        self._load(candidate, penalties)
         with self._timed("score"):
             scores = self.scorer.score(job.documents)
-        kl = self._divergence(candidate) if job.kl else None
-        return Result(scores, kl, self.seconds)
+        distances = {f"ewc {name}": total for name, total in penalties.totals.items()} if penalties else {}
+        if job.measure and self.experiment.guard.kl_prompts:
+            distances |= self._divergence(candidate)
+        return Result(scores, distances, self.seconds)
 
     def _candidate(self, job: Job) -> Candidate:
         if job.recipe is None:
@@ -71,23 +78,37 @@ class Lab:
             self.loaded = None  # healing borrowed the live model
         return candidate
 
-    def _load(self, candidate: Candidate) -> None:
+    def _load(self, candidate: Candidate, penalties: Penalties | None) -> None:
+        """Into the live model, unless it is there; what penalties watch is summed on the way."""
+        watched = penalties.watch(candidate) if penalties else candidate
         if candidate.key != self.loaded:
             self.loaded = None
             with self._timed("load"):
-                self.scorer.load(candidate)
+                self.scorer.load(watched)
             self.loaded = candidate.key
+        elif penalties:
+            for _ in watched.weights:
+                pass
 
-    # --- KL to the base
+    # --- how far a candidate moved
 
-    def _divergence(self, candidate: Candidate) -> float:
-        """Mean KL(base ‖ candidate) in nats over the guard's prompts."""
+    @cached_property
+    def penalties(self) -> Penalties | None:
+        """What sums the elastic weights guard; None where the experiment has none."""
+        ewc, models = self.experiment.guard.ewc, {"base": self.start.base, **self.start.sources}
+        if ewc is None:
+            return None
+        return Penalties([Anchor.open(name, self.sources.checkpoint(models[name].model), ewc.fisher) for name in ewc.limits])
+
+    def _divergence(self, candidate: Candidate) -> dict[str, float]:
+        """KL(base ‖ candidate) in nats over the tokens of the guard's prompts, mean and 95th percentile."""
         base = self._reference
         with self._timed("kl"):
             module = self.healer.module(self.start)
             if module is not getattr(self.scorer, "module", None):
                 live.load(candidate, module)
-            return divergence(module, base).mean
+            mean, p95 = divergence(module, base)
+        return {"kl": mean, "kl p95": p95}
 
     @cached_property
     def _reference(self) -> Reference:
@@ -104,6 +125,14 @@ class Lab:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begun
 
 
+def refuse_missing_fisher(guard: GuardConfig, models: Mapping[str, Checkpoint]) -> None:
+    """Raises GuardError where the elastic weights guard names no source, or one without a Fisher of its own."""
+    for name in guard.ewc.limits if guard.ewc else ():
+        if name not in models:
+            raise GuardError(f"guard.ewc.limits: no source {name!r}{nearest(name, tuple(models))}")
+        Anchor.open(name, models[name], guard.ewc.fisher if guard.ewc else "")
+
+
 def scorer_of(experiment: Experiment) -> Scorer:
     """The experiment's scorer, no model in it yet; it knows its documents all the same."""
     base = Checkpoint.open(experiment.space.build(experiment.space.start()).base.model)
@@ -111,8 +140,14 @@ def scorer_of(experiment: Experiment) -> Scorer:
 
 
 def split_documents(experiment: Experiment) -> Splits:
-    """The three splits of the experiment's documents. Raises SuiteError where they do not suffice."""
-    return split(experiment.suite, experiment.guard, catalogue(experiment))
+    """The three splits of the experiment's documents. Raises SuiteError where they do not suffice, GuardError where
+    guards share some with targets."""
+    scorer = scorer_of(experiment)
+    try:
+        refuse_contamination(experiment.suite, experiment.guard, scorer.contents())
+        return split(experiment.suite, experiment.guard, scorer.catalogue())
+    finally:
+        scorer.close()
 
 
 def catalogue(experiment: Experiment) -> dict[str, list[str]]:

@@ -13,11 +13,13 @@ from evomerge.candidate.merge import merge as merge_plain
 from evomerge.candidate.stream import Candidate, Sources
 from evomerge.errors import GuardError, ScoringError
 from evomerge.guards.criteria import criteria, refuse_undecidable
+from evomerge.guards.ewc import fisher, write_fisher
 from evomerge.guards.judgement import Judgement, judge
 from evomerge.guards.ledger import Ledger
 from evomerge.guards.verdict import together
-from evomerge.healing.healer import Healer
-from evomerge.recipe import Recipe
+from evomerge.healing.healer import LONGEST_ROW, Healer
+from evomerge.healing.texts import read_texts
+from evomerge.recipe import Recipe, locate
 from evomerge.scoring.scores import Scores
 from evomerge.study.executor import Job
 from evomerge.study.experiment import Experiment
@@ -74,6 +76,26 @@ def guard(
     if out is not None:
         write_atomically(Path(out), json.dumps(judgement.to_dict(), indent=1, ensure_ascii=False) + "\n")
     return judgement
+
+
+def estimate_fisher(model: str | Path, texts: str | Path, out: str | Path, *, kind: str = "parameter") -> Path:
+    """Estimate the Fisher diagonal of a model directory on a JSONL file of texts, and store it for `guard.ewc`.
+
+    Raises EvomergeError where there is no model, no tokenizer or no text; then nothing is written.
+    """
+    from transformers import AutoTokenizer
+
+    sources = Sources()
+    checkpoint = sources.checkpoint(str(model))
+    if not checkpoint.tokenizer_files:
+        raise GuardError(f"{checkpoint.path}: has no tokenizer; the texts of a Fisher are read with the model's own")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    longest = int(checkpoint.config.get("max_position_embeddings", LONGEST_ROW))
+    rows = [tokenizer.encode(text)[:longest] for text in read_texts(locate(str(texts)))]
+    diagonal = fisher(Healer(sources).parent(str(model)), rows, checkpoint.tensors)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_fisher(out, diagonal, model=checkpoint.fingerprint, kind=kind)
+    return Path(out)
 
 
 def release(ledger: str | Path, line: str, name: str, model: str | Path, scores: str | Path) -> Ledger:
