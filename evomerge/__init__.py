@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evomerge.recipe import Recipe
     from evomerge.study.search import search
-    from evomerge.study.verbs import evaluate, merge
+    from evomerge.study.verbs import evaluate, guard, merge
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "__version__", "evaluate", "merge", "search"]
+__all__ = ["Recipe", "__version__", "evaluate", "guard", "merge", "search"]
 
 _HOMES = {
     "Recipe": "evomerge.recipe",
     "evaluate": "evomerge.study.verbs",
+    "guard": "evomerge.study.verbs",
     "merge": "evomerge.study.verbs",
     "search": "evomerge.study.search",
 }

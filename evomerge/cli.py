@@ -138,6 +138,43 @@ def compare(
 
 
 @app.command()
+def guard(
+    model: Annotated[Path, typer.Argument(help="A model directory, a recipe, or scores already written (jsonl).")],
+    against: Annotated[Path, typer.Option(help="Its parent, in any of these forms.")],
+    suite: Annotated[Path, typer.Option(help="The experiment file whose guard tasks are judged.")],
+    split: Annotated[Split, typer.Option(help="Which documents, where they are scored now.")] = Split.sealed,
+    explain: Annotated[bool, typer.Option("--explain", help="List the documents that flipped, with both answers.")] = False,
+    ledger: Annotated[Path | None, typer.Option(help="The ledger of the line: what it ever passed must still pass.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the verdict here: every figure, as JSON.")] = None,
+) -> None:
+    """Judge a model against its parent: exit code 0 passed, 4 refused, 5 undecided."""
+    from evomerge.report.tables import judgement_table
+    from evomerge.study.verbs import guard as run
+
+    judgement = run(model, against, suite, split_name=split.value, ledger=ledger, out=out)
+    print(judgement_table(judgement, explain=explain))
+    raise typer.Exit(judgement.exit_code)
+
+
+class Kind(StrEnum):
+    parameter = "parameter"
+    block = "block"
+
+
+@app.command()
+def fisher(
+    model: Annotated[Path, typer.Argument(help="A model directory.")],
+    texts: Annotated[Path, typer.Option(help="JSONL with a text a line: the skill to keep.")],
+    out: Annotated[Path, typer.Option(help="Where the diagonal goes, as FOLDER/SOURCE.safetensors.")],
+    per: Annotated[Kind, typer.Option(help="A number for every weight, or one for every tensor.")] = Kind.parameter,
+) -> None:
+    """Estimate how much each weight of a model matters on texts, for the guard `ewc`."""
+    from evomerge.study.verbs import estimate_fisher
+
+    print(f"written: {estimate_fisher(model, texts, out, kind=per.value)}")
+
+
+@app.command()
 def report(study: Annotated[Path, typer.Argument(help="The folder of a study.")]) -> None:
     """Write report.html, report.md and report.json of a study, finished or not, and print its table."""
     from evomerge.report.write import write_report

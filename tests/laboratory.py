@@ -13,7 +13,7 @@ SCORER = '''
 import hashlib
 
 def documents(task):
-    return [f"{task} {i}" for i in range(400)]
+    return [f"{task.removesuffix(' twin')} {i}" for i in range(400)]
 
 def score(weights, config, task, documents):
     w = {name: tensor.float() for name, tensor in weights.items()}

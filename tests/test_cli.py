@@ -45,6 +45,8 @@ def test_progress_can_be_read_by_a_machine(laboratory):
         (["merge", "recipe.yaml", "--out", "a"], "exists already"),
         (["compare", "a", "b"], "a: no scores here; give a scores.jsonl"),
         (["report", "a"], "a: is not the folder of a study"),
+        (["guard", "a", "--against", "nowhere.jsonl", "--suite", "space.yaml"], "nowhere.jsonl: no scores here"),
+        (["guard", "rows.jsonl", "--against", "rows.jsonl", "--suite", "unguarded.yaml"], "guard: guards no task"),
         (["eval", "nowhere", "--suite", "space.yaml"], "nowhere"),
         (["search", "space.yaml", "--budget", "soon"], "--budget: 'soon' is not a duration; write 8h, 90m, 1h30m or 45s"),
     ],
@@ -53,6 +55,9 @@ def test_bad_input_ends_with_2_and_one_line(laboratory, command, message):
     (laboratory / "recipe.yaml").write_text(
         "{base: base, sources: {a: a}, rules: [{match: '*', method: linear, weight: {base: 1, a: 1}}]}"
     )
+    unguarded = (laboratory / "space.yaml").read_text().replace("guard: {tasks: {kept: 0.1}, sealed: 120, discordance: 0.1}", "")
+    (laboratory / "unguarded.yaml").write_text(unguarded)
+    (laboratory / "rows.jsonl").write_text("")
     before = sorted(path.name for path in laboratory.iterdir())
     done = run(*command, cwd=laboratory)
 
@@ -116,3 +121,24 @@ def test_an_interrupted_search_writes_its_report_and_ends_with_130(laboratory):
     assert "go on with: evomerge search" in said
     assert "not finished" in shown
     assert (laboratory / "study/report.html").exists()
+
+
+def test_guard_judges_models_recipes_and_written_scores(laboratory):
+    """The base is its own equal; a model whose guarded numbers moved far is refused, and what flipped is told."""
+    (laboratory / "far.yaml").write_text(
+        "{base: base, sources: {a: a}, rules: [{match: '*', method: task_arithmetic, weight: {a: 20.0}}]}"
+    )
+    refused = run(
+        *("guard", "far.yaml", "--against", "base", "--suite", "space.yaml", "--explain", "--out", "verdict.json"), cwd=laboratory
+    )
+    run("eval", "base", "--suite", "space.yaml", "--split", "sealed", "--out", "base.jsonl", cwd=laboratory)
+    alike = run("guard", "base.jsonl", "--against", "base", "--suite", "space.yaml", cwd=laboratory)
+
+    assert refused.returncode == 4, refused.stderr
+    verdict = json.loads((laboratory / "verdict.json").read_text())
+    assert verdict["outcome"] == "refused"
+    assert verdict["guards"]["kept"]["n"] == 120
+    listed = [line for line in refused.stdout.splitlines() if line.startswith("kept ") and "  lost" in line]
+    assert len(listed) == len(verdict["flips"]) == verdict["guards"]["kept"]["negative_flips"] > 0
+    assert alike.returncode == 0, alike.stderr
+    assert "verdict: passed (exit 0)" in alike.stdout

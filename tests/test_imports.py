@@ -71,7 +71,9 @@ def test_a_light_module_loads_nothing_heavy(module):
     assert loaded_after(f"import {module}") == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["merge", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["search", "--help"], ["merge", "--help"], ["compare", "--help"], ["guard", "--help"]]
+)
 def test_help_loads_nothing_heavy(arguments):
     assert loaded_after(RUN, *arguments) == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +63,18 @@ def snapshot(model: PreTrainedModel, like: Candidate, key: str) -> Candidate:
 def read_config(config: Mapping[str, Any]) -> PretrainedConfig:
     """What config.json says, as transformers' own object; shared by all who ask: copy it before changing it."""
     return _read_config(json.dumps(config, sort_keys=True))
+
+
+def named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The module's trainable tensors under their names on disk; of tied names only the first."""
+    targets, seen = _targets(model), set[int]()
+    found: dict[str, Tensor] = {}
+    for name in names:
+        tensor = targets.get(name)
+        if tensor is not None and tensor.requires_grad and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
 
 
 @functools.lru_cache(maxsize=16)

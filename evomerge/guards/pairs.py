@@ -103,6 +103,12 @@ def pair(candidate: Values, reference: Values, clusters: Clusters | None = None)
     )
 
 
+def lost_documents(candidate: Values, reference: Values, clusters: Clusters | None = None) -> Pairs:
+    """Each document as 1 against 0 where the candidate scores lower: its loss is the rate of negative flips."""
+    lost = {doc: float(candidate[doc] < reference[doc]) for doc in candidate}
+    return pair({doc: 1 - value for doc, value in lost.items()}, dict.fromkeys(lost, 1.0), clusters)
+
+
 def _sums(group: NDArray[np.int64], values: Array) -> Array:
     return np.bincount(group, weights=values).astype(np.float64)
 

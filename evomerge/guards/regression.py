@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from evomerge.errors import GuardError
 from evomerge.guards.flips import exact_bound, exact_p
 from evomerge.guards.pairs import Clusters, Pairs, Values, pair
+from evomerge.guards.verdict import ALPHA, POWER, Test, Verdict, reach, verdict_of
 
-Outcome = Literal["passed", "refused", "undecided"]
-
-ALPHA = 0.05  # one-sided, of a false pass and of a false refusal each
-POWER = 0.80  # to pass a candidate that loses nothing
 DISCORDANCE = 0.10  # assumed share of documents that flip, before any was seen
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a guard's documents say of its tolerance; loss is what the parent scores above the candidate."""
-
-    outcome: Outcome
-    reasons: tuple[str, ...]
-    n: int
-    loss: float
-    low: float  # the loss is above this,
-    high: float  # and below this, each with one-sided error alpha
-    tolerance: float
-    alpha: float
-    p_pass: float  # of "the loss is the tolerance or more"
-    p_refuse: float  # of "the loss is within the tolerance"
-    negative_flips: int
-    positive_flips: int
-    needed: int | None  # documents that would decide if the loss is what it looks like; None when decided, or when none would
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for `verdict.json`."""
-        return {**asdict(self), "reasons": list(self.reasons)}
 
 
 def decide(
@@ -59,34 +31,14 @@ def decide(
     Both errors are alpha at most: exactly, for 0/1 scores.
     """
     pairs = pair(candidate, parent, clusters)
+    return verdict_of("loss", pairs, tolerance, loss_test(pairs, tolerance, alpha, power), alpha)
+
+
+def loss_test(pairs: Pairs, tolerance: float, alpha: float, power: float) -> Test:
+    """The loss of these pairs against a tolerance: exact for 0/1 scores, by t where they are graded or clustered."""
     p = _p_values(pairs, tolerance)
-    outcome: Outcome = "passed" if p.within < alpha else "refused" if p.beyond < alpha else "undecided"
-    low, high = _bounds(pairs, tolerance, alpha)
-    needed = _needed(pairs, tolerance, alpha, power) if outcome == "undecided" else None
-    return Verdict(
-        outcome=outcome,
-        reasons=(_reason(outcome, pairs, low, high, tolerance, needed),),
-        n=pairs.n,
-        loss=-pairs.difference,
-        low=low,
-        high=high,
-        tolerance=tolerance,
-        alpha=alpha,
-        p_pass=p.within,
-        p_refuse=p.beyond,
-        negative_flips=pairs.lost,
-        positive_flips=pairs.won,
-        needed=needed,
-    )
-
-
-def overall(verdicts: Iterable[Verdict]) -> Outcome:
-    """Refused by one is refused, and only what every guard passes has passed.
-
-    Passing all needs no correction for their number: a candidate that should fail must slip through its own guard.
-    """
-    outcomes = {verdict.outcome for verdict in verdicts}
-    return "refused" if "refused" in outcomes else "undecided" if "undecided" in outcomes else "passed"
+    bounds = _bounds(pairs, tolerance, alpha)
+    return Test(-pairs.difference, *bounds, p.within, p.beyond, _needed(pairs, tolerance, alpha, power))
 
 
 def constraint(parent: Values, candidate: Values, tolerance: float) -> float:
@@ -103,12 +55,12 @@ def documents_needed(margin: float, discordance: float = DISCORDANCE, alpha: flo
     """Documents that pass a candidate which loses nothing, with this power: (z_alpha + z_power)² · discordance / margin²."""
     if not margin > 0:
         raise GuardError(f"guard: a tolerance of {margin:g} cannot be decided by any number of documents; give one above 0")
-    return math.ceil(_reach(alpha, power) ** 2 * discordance / margin**2 - 1e-9)
+    return math.ceil(reach(alpha, power) ** 2 * discordance / margin**2 - 1e-9)
 
 
 def smallest_margin(n: int, discordance: float = DISCORDANCE, alpha: float = ALPHA, power: float = POWER) -> float:
     """The tightest tolerance that `n` documents can decide."""
-    return _reach(alpha, power) * math.sqrt(discordance / n)
+    return reach(alpha, power) * math.sqrt(discordance / n)
 
 
 def require_documents(
@@ -180,19 +132,4 @@ def _needed(pairs: Pairs, tolerance: float, alpha: float, power: float) -> int |
     if gap == 0:
         return None
     variance = max(pairs.variance * pairs.n, 1 / pairs.n)
-    return max(pairs.n + 1, math.ceil(_reach(alpha, power) ** 2 * variance / gap**2))
-
-
-def _reason(outcome: Outcome, pairs: Pairs, low: float, high: float, tolerance: float, needed: int | None) -> str:
-    loss = -100 * pairs.difference
-    seen = f"loses {loss:.1f} points ({100 * low:.1f} to {100 * high:.1f}) where {100 * tolerance:.1f} are allowed"
-    if outcome != "undecided":
-        return seen
-    return f"{seen}: {pairs.n:,} documents cannot tell" + (f", about {needed:,} would" if needed else "")
-
-
-def _reach(alpha: float, power: float) -> float:
-    """z_alpha + z_power, each rounded up at the fourth decimal as printed tables do: never a document too few."""
-    from scipy.special import ndtri
-
-    return sum(math.ceil(float(ndtri(1 - p)) * 1e4) / 1e4 for p in (alpha, 1 - power))
+    return max(pairs.n + 1, math.ceil(reach(alpha, power) ** 2 * variance / gap**2))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from evomerge.recipe import Curve, Recipe, Rule
+from evomerge.report.frontier import frontiers
 from evomerge.report.view import Ended, View
 
 if TYPE_CHECKING:
@@ -79,6 +80,26 @@ def traded_picture(view: View) -> str:
     axes.set_xlabel("score on sealed documents")
     axes.set_xlim(-0.02, 1.02)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _svg(figure)
+
+
+def frontier_picture(view: View) -> str:
+    """Each guard's loss against the target score, a point a trial; the line is the best at each loss."""
+    found = frontiers(view)
+    if not found:
+        return ""
+    figure, grid = _grid(len(found))
+    for axes, frontier in zip(grid, found, strict=True):
+        for kept, colour in ((True, COLOURS[0]), (False, COLOURS[7])):
+            shown = [point for point in frontier.trials if point.kept is kept]
+            axes.scatter([p.loss for p in shown], [p.value for p in shown], s=12, c=colour, label="kept" if kept else "broken")
+        best = frontier.points
+        axes.step([p.loss for p in best], [p.value for p in best], where="post", color=INK, linewidth=1.2)
+        axes.axvline(frontier.aim, color=COLOURS[1], linestyle="--", linewidth=1.0, label="aimed at")
+        axes.set_title(f"guard {frontier.guard}", fontsize=9, loc="left", color=INK)
+        axes.set_xlabel("loss", fontsize=8)
+        axes.set_ylabel("target", fontsize=8)
+        axes.legend(fontsize=7, frameon=False)
     return _svg(figure)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evomerge.guards.criteria import Criterion, criteria
 from evomerge.guards.regression import documents_needed, smallest_margin
 from evomerge.report.tables import align
 from evomerge.scoring.suite import Splits
@@ -42,10 +43,18 @@ def _documents(experiment: Experiment, splits: Splits) -> list[str]:
 
 def _guards(experiment: Experiment, splits: Splits) -> list[str]:
     guard = experiment.guard
-    lines = [
-        f"guard {task}: a loss of {tolerance:g} or more is refused; {len(splits.sealed[task])} sealed documents, "
-        f"{documents_needed(tolerance, guard.discordance)} decide it at {guard.discordance:.0%} discordance "
-        f"(these could decide {smallest_margin(len(splits.sealed[task]), guard.discordance):.3f})"
-        for task, tolerance in guard.tasks.items()
-    ]
-    return lines + ([f"guard KL to the base: {guard.kl:g} nats at most"] if guard.kl is not None else [])
+    lines = [_limit(one, len(splits.sealed[one.task]), guard.discordance) for one in criteria(guard)]
+    return lines + [f"guard {name}: {limit:g} nats at most" for name, limit in guard.distances.items()]
+
+
+def _limit(one: Criterion, sealed: int, discordance: float) -> str:
+    if one.measure == "floor":
+        return f"guard {one.task}: a mean below {one.limit:g} is refused; {sealed} sealed documents"
+    if one.measure == "flips":
+        return f"guard {one.task}: {one.limit:.1%} of the documents or more turned wrong is refused; {sealed} sealed documents"
+    against = " to the best parent" if one.against == "best" else ""
+    return (
+        f"guard {one.task}: a loss of {one.limit:g} or more{against} is refused; {sealed} sealed documents, "
+        f"{documents_needed(one.limit, discordance)} decide it at {discordance:.0%} discordance "
+        f"(these could decide {smallest_margin(sealed, discordance):.3f})"
+    )

@@ -64,7 +64,18 @@ def headline(view: View) -> list[str]:
     certificate = view.certificate
     if certificate is None:
         return [view.verdict]
-    return [f"{view.verdict} (exit {certificate['ending']})", *certificate["reasons"]]
+    return [f"{view.verdict} (exit {certificate['ending']})", *certificate["reasons"], *_repair(certificate.get("repair"))]
+
+
+def _repair(repair: Mapping[str, Any] | None) -> list[str]:
+    """What came of mending a refused model."""
+    if repair is None:
+        return []
+    if repair["share"] is None:
+        return [f"repair: at none of {len(repair['tried'])} points on the way to {repair['towards']} did the guards hold"]
+    look = "a second look at the sealed documents" if repair["second_look"] else "documents that nothing had seen"
+    found = f"repair: {repair['share']:.0%} of the way to {repair['towards']}, in repaired/model"
+    return [f"{found}: {repair['verdict']}, on {look}", *(f"repair: {reason}" for reason in repair["reasons"])]
 
 
 def _so_far(view: View) -> Rows:

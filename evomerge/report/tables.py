@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evomerge.guards.judgement import Flip, Judgement
 from evomerge.guards.paired import Comparison, compare_tasks
+from evomerge.guards.verdict import Verdict
 from evomerge.scoring.scores import Scores
 
 
@@ -51,3 +53,29 @@ def _row(name: str, c: Comparison) -> list[str]:
     interval = f"[{c.low:+.4f}, {c.high:+.4f}]"
     flips = [str(c.negative_flips), str(c.positive_flips), f"{c.mcnemar_p:.3g}", str(c.n)]
     return [name, f"{c.candidate:.4f}", f"{c.reference:.4f}", f"{c.difference:+.4f}", interval, *flips]
+
+
+SHOWN = 60  # characters of an answer
+
+
+def judgement_table(judgement: Judgement, *, explain: bool = False) -> str:
+    """Every guard's verdict and reason; with `explain`, the documents that flipped and both answers."""
+    rows = [["guard", "outcome", "loss", "low", "high", "limit", "lost", "won", "flips below", "McNemar p", "n"]]
+    rows += [_verdict(name, verdict) for name, verdict in judgement.verdicts.items()]
+    lines = [*align(rows), "", *(f"{name}: {' '.join(verdict.reasons)}" for name, verdict in judgement.verdicts.items())]
+    chance = {name: v for name, v in judgement.verdicts.items() if v.adjusted_flips is not None}
+    lines += [f"{name}: flips to wrong without those of guessing {v.adjusted_flips:.4f}" for name, v in chance.items()]
+    if explain:
+        lines += ["", *align([["document", "", "parent", "answer", "model", "answer"], *map(_flip, judgement.flips)], left=6)]
+    return "\n".join([*lines, "", f"verdict: {judgement.outcome} (exit {judgement.exit_code})"])
+
+
+def _verdict(name: str, v: Verdict) -> list[str]:
+    known = [f"{v.flip_bound:.4f}" if v.flip_bound is not None else "", f"{v.mcnemar_p:.3g}" if v.mcnemar_p is not None else ""]
+    figures = [f"{value:+.4f}" for value in (v.loss, v.low, v.high)]
+    return [name, v.outcome, *figures, f"{v.tolerance:.4f}", str(v.negative_flips), str(v.positive_flips), *known, str(v.n)]
+
+
+def _flip(flip: Flip) -> list[str]:
+    answers = [repr(answer)[:SHOWN] if answer is not None else "" for answer in (flip.parent_answer, flip.candidate_answer)]
+    return [f"{flip.task} {flip.doc}", flip.kind, f"{flip.parent:g}", answers[0], f"{flip.candidate:g}", answers[1]]

@@ -8,7 +8,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from evomerge.report.figures import depth_picture, search_picture, traded_picture
+from evomerge.report.figures import depth_picture, frontier_picture, search_picture, traded_picture
+from evomerge.report.frontier import frontier_table
 from evomerge.report.standing import Rows, comparisons, guards, headline, luck, standing
 from evomerge.report.tables import align, markdown
 from evomerge.report.timing import timing
@@ -57,6 +58,11 @@ def page(view: View) -> str:
     pictures = [
         ("The search", "Each point is a trial; grey ones were stopped early, on few documents.", search_picture(view)),
         ("What was traded", "The winner beside its parents, task by task.", traded_picture(view)),
+        (
+            "What the guards cost",
+            "Trials that reached the top rung; the line is the best target score at each loss.",
+            frontier_picture(view),
+        ),
         ("The winner over the depth of the model", "", depth_picture(recipe) if recipe else ""),
     ]
     drawn = [
@@ -110,6 +116,7 @@ def _tables(view: View) -> list[tuple[str, Rows]]:
         ("Where everybody stands", standing(view)),
         ("The winner against parents and rivals, on sealed documents", comparisons(view)),
         ("Guards, on sealed documents", guards(view)),
+        ("What the guards cost, on search documents", frontier_table(view)),
         ("How much was luck", luck(view)),
         ("Where the time went", timing(view)),
     ]

@@ -39,6 +39,9 @@ class Scorer(Protocol):
     def check(self, documents: Mapping[str, Sequence[int]]) -> None:
         """Raises ScoringError where one of these documents is beyond the scorer; needs no model either."""
 
+    def contents(self) -> dict[str, list[str]]:
+        """The same without the task: documents that two tasks share have one hash."""
+
     def suite_fingerprint(self) -> str:
         """What decides a score apart from the candidate: task files, data, few-shot, template, engine and dtype."""
 

@@ -52,7 +52,9 @@ class FunctionScorer:
         self.function = resolve(str(config.function), root, "scoring.function")
         documents = resolve(str(config.documents), root, "scoring.documents")
         names = [*suite.tasks, *(guard.tasks if guard else ())]
-        self.hashes = {task: _hashes(task, documents, str(config.documents)) for task in names}
+        found = {task: _documents(task, documents, str(config.documents)) for task in names}
+        self.hashes = {task: [_hash([task, doc]) for doc in docs] for task, docs in found.items()}
+        self._contents = {task: [_hash(doc) for doc in docs] for task, docs in found.items()}
         source = inspect.getsourcefile(self.function)
         self._source = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
         self._weights: dict[str, Tensor] | None = None
@@ -63,6 +65,9 @@ class FunctionScorer:
 
     def check(self, documents: Mapping[str, Sequence[int]]) -> None:
         """What a document is, is the user's own affair."""
+
+    def contents(self) -> dict[str, list[str]]:
+        return {task: list(hashes) for task, hashes in self._contents.items()}
 
     def suite_fingerprint(self) -> str:
         content = json.dumps([self.hashes, self.config.function, self._source], sort_keys=True)
@@ -145,11 +150,15 @@ def _import(name: str, root: Path) -> ModuleType:
     return module
 
 
-def _hashes(task: str, documents: Callable[..., Any], reference: str) -> list[str]:
+def _documents(task: str, documents: Callable[..., Any], reference: str) -> list[Any]:
     try:
         found = list(documents(task))
     except Exception as error:
         raise SuiteError(f"{reference}: raised {type(error).__name__} for task {task!r}: {error}") from error
     if not found:
         raise SuiteError(f"{reference}: task {task!r} has no documents")
-    return [hashlib.sha256(json.dumps([task, doc], sort_keys=True, default=repr).encode()).hexdigest() for doc in found]
+    return found
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()

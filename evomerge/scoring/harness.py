@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evomerge.errors import ScoringError, SuiteError
+from evomerge.errors import GuardError, ScoringError, SuiteError
+from evomerge.scoring.bound import Bound
 from evomerge.scoring.scores import Row, Scores
 from evomerge.scoring.stopwatch import Stopwatch
-from evomerge.scoring.tasks import document_hash, file_fingerprint, is_code, load_tasks
+from evomerge.scoring.suite import GuardConfig
+from evomerge.scoring.tasks import content_hash, document_hash, file_fingerprint, is_code, load_tasks
 
 LOG_LIKELIHOODS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")  # per document: the log-likelihood itself
 LENGTHS: dict[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
@@ -62,6 +64,15 @@ class Harness:
 
     def catalogue(self) -> dict[str, list[str]]:
         return {name: list(hashes) for name, hashes in self._hashes.items()}
+
+    def contents(self) -> dict[str, list[str]]:
+        """The hash of every document, whatever task asks it: where two tasks share documents."""
+        return {name: [content_hash(doc) for doc in docs] for name, docs in self.documents.items()}
+
+    def refuse_guards(self, guard: GuardConfig) -> None:
+        """Raises GuardError where a bound does not go with its metric: no direction, the other one, or no unit of its own."""
+        for name, bound in guard.tasks.items():
+            _refuse_bound(name, self.metrics[name], self.tasks[name].higher_is_better(), Bound.of(bound))
 
     def fingerprint(self, *engine: str) -> str:
         """SHA-256 of task files, data and options, and of what `engine` says of the scorer."""
@@ -147,6 +158,23 @@ class Harness:
         return margin if margin is not None and (margin > 0) == (value == 1) else None
 
 
+def _refuse_bound(name: str, metric: str, directions: Mapping[str, bool | None], bound: Bound) -> None:
+    place, better = f"guard.tasks.{name}", directions.get(metric)
+    if better is None:
+        raise GuardError(
+            f"{place}: lm-eval does not say whether more of {metric or 'its metric'} is better; "
+            "write higher_is_better in the task file"
+        )
+    wrong = "ceiling" if better else "floor"
+    if getattr(bound, wrong) is not None:
+        more, right = ("more", "floor") if better else ("less", "ceiling")
+        raise GuardError(f"{place}: {more} is better of {metric}, and a {wrong} bounds the good side; write `{right}`")
+    if metric in LOG_LIKELIHOODS and bound.ceiling is not None:
+        raise GuardError(
+            f"{place}: {metric} is scored by the log-likelihood of each document; bound its loss instead of the ceiling"
+        )
+
+
 def _ask(lm: Any, questions: Sequence[Question]) -> dict[int, float]:
     """Fills the requests' responses; gives the margin of each generated answer where the LM tells it."""
     by_type: dict[str, list[Any]] = {}
@@ -190,6 +218,10 @@ def _value(name: str, task: Any, metrics: Mapping[str, Any]) -> float:
         raise SuiteError(
             f"{name}: its first metric, {metric!r}, has no value for a single document; put acc or exact_match first"
         ) from None
+    if directions.get(metric, True) is None:
+        raise SuiteError(
+            f"{name}: lm-eval does not say whether more of {metric} is better; write higher_is_better in the task file"
+        )
     return number if directions.get(metric, True) else -number
 
 

@@ -51,6 +51,8 @@ class HfScorer:
         names = [*suite.tasks, *(guard.tasks if guard else ())]
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
         self.clock = self.harness.clock
+        if guard:
+            self.harness.refuse_guards(guard)
         self._lm: LiveLM | None = None
 
     def catalogue(self) -> dict[str, list[str]]:
@@ -58,6 +60,9 @@ class HfScorer:
 
     def check(self, documents: Mapping[str, Sequence[int]]) -> None:
         """Texts of any length are taken."""
+
+    def contents(self) -> dict[str, list[str]]:
+        return self.harness.contents()
 
     def suite_fingerprint(self) -> str:
         return self.harness.fingerprint("hf", self.config.dtype, str(self.device))

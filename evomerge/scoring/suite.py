@@ -7,7 +7,7 @@ suite:
   rungs: [96, 384, 960]         # documents of the search, totals over the tasks, nested
   select: 240
   sealed: 600
-guard: {tasks: {past_tense: 0.02}, sealed: 1600}       # tolerances; sealed: documents per guard task
+guard: {tasks: {past_tense: 0.02}, sealed: 1600}       # tolerances (see bound.py); sealed: documents per guard task
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.document import Block, Place, describe
-from evomerge.errors import DocumentError, GuardError, SuiteError
+from evomerge.errors import DocumentError, SuiteError
 from evomerge.recipe import locate
+from evomerge.scoring.bound import Bound, Ewc
 
 AGGREGATES = ("geometric", "mean", "min", "relative")
 FLOOR = 1e-3  # a task at 0 must not hide what the other tasks do from a geometric search
@@ -39,6 +40,7 @@ class Suite:
     rungs: tuple[int, ...] = (96, 384, 960)
     select: int = 240
     sealed: int = 600
+    repair: int = 0  # sealed documents held back for a refused model that is mended
     seed: int = 0
 
     @classmethod
@@ -55,8 +57,13 @@ class Suite:
             rungs=_rungs(block, cls.rungs, len(tasks)),
             select=block.integer("select", cls.select, low=len(tasks)),
             sealed=block.integer("sealed", cls.sealed, low=len(tasks)),
+            repair=block.integer("repair", cls.repair),
             seed=block.integer("seed", cls.seed),
         )
+        if 0 < suite.repair < len(tasks):
+            raise SuiteError(
+                f"{place / 'repair'}: {suite.repair} documents for {len(tasks)} tasks; give at least one each, or none"
+            )
         return suite
 
     def to_data(self) -> dict[str, Any]:
@@ -68,35 +75,47 @@ class Suite:
 class GuardConfig:
     """What must not be lost: a tolerance for each guard task, and a bound on the KL divergence to the base."""
 
-    tasks: Mapping[str, float] = field(hash=False)
+    tasks: Mapping[str, Bound | float] = field(hash=False)
     sealed: int = 1600  # per guard task
+    repair: int | None = None  # per guard task; None: as many as sealed where the suite holds some back
     select: int | None = None  # per guard task; None: as many as all target tasks together
     search: int | None = None  # per guard task on the top rung; None: as many as the average target task
     discordance: float = 0.1  # share of documents on which two models are expected to differ
-    kl: float | None = None
+    kl: float | None = None  # mean over the tokens of the prompts, in nats
+    kl_p95: float | None = None  # 95th percentile over them
     kl_prompts: str | None = None
+    ewc: Ewc | None = None
 
     @classmethod
     def from_data(cls, data: object, place: Place, root: Path | None = None) -> GuardConfig:
         """A guard from plain data; raises GuardError or DocumentError."""
-        block = Block(data, place, [*cls.__dataclass_fields__, "ewc"])
-        if "ewc" in block:
-            raise GuardError(f"{place / 'ewc'}: the EWC guard comes with a later version; remove the key")
+        block = Block(data, place, list(cls.__dataclass_fields__))
         prompts = block.text("kl_prompts", None)
         if prompts and root is not None and not prompts.startswith("zoo:"):
             prompts = str((root / prompts).resolve())
         return cls(
-            tasks=_numbers(block, "tasks", low=0.0, high=1.0, default={}),
+            tasks={str(task): Bound.from_data(bound, place / "tasks" / str(task)) for task, bound in _entries(block, "tasks")},
             sealed=block.integer("sealed", cls.sealed, low=1),
+            repair=block.integer("repair", None, low=1),
             select=block.integer("select", None, low=1),
             search=block.integer("search", None, low=1),
             discordance=float(block.number("discordance", cls.discordance, low=1e-3, high=1.0)),
             kl=block.number("kl", None, low=0.0),
+            kl_p95=block.number("kl_p95", None, low=0.0),
             kl_prompts=prompts,
+            ewc=Ewc.from_data(block.get("ewc"), place / "ewc", root) if "ewc" in block else None,
         )
 
     def to_data(self) -> dict[str, Any]:
-        return {**vars(self), "tasks": dict(self.tasks)}
+        tasks = {task: bound.to_data() if isinstance(bound, Bound) else bound for task, bound in self.tasks.items()}
+        return {**vars(self), "tasks": tasks, "ewc": self.ewc.to_data() if self.ewc else None}
+
+    @property
+    def distances(self) -> dict[str, float]:
+        """Limits on how far a candidate may move, whatever it answers: KL on prompts, and penalties on its weights."""
+        kl = {"kl": self.kl, "kl p95": self.kl_p95}
+        ewc = {f"ewc {name}": limit for name, limit in (self.ewc.limits if self.ewc else {}).items()}
+        return {**{name: limit for name, limit in kl.items() if limit is not None}, **ewc}
 
 
 def refuse_overlap(suite: Suite, guard: GuardConfig | None, place: Place) -> None:
@@ -113,6 +132,7 @@ class Splits:
     rungs: tuple[Mapping[str, int], ...] = field(hash=False)  # how many of them each rung takes
     select: Mapping[str, tuple[int, ...]] = field(hash=False)
     sealed: Mapping[str, tuple[int, ...]] = field(hash=False)
+    repair: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)  # sealed, for a mended model
     documents: str = ""  # fingerprint of the contents, so that an edited file is another split
 
     def rung(self, rung: int) -> dict[str, list[int]]:
@@ -129,12 +149,14 @@ class Splits:
         return hashlib.sha256(json.dumps(self.to_data(), sort_keys=True).encode()).hexdigest()
 
     def to_data(self) -> dict[str, Any]:
-        named = {name: {task: list(ids) for task, ids in getattr(self, name).items()} for name in ("search", "select", "sealed")}
+        kinds = ("search", "select", "sealed", *(["repair"] if self.repair else []))
+        named = {name: {task: list(ids) for task, ids in getattr(self, name).items()} for name in kinds}
         return {**named, "rungs": [dict(rung) for rung in self.rungs], "documents": self.documents}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Splits:
-        named = {name: {task: tuple(ids) for task, ids in data[name].items()} for name in ("search", "select", "sealed")}
+        kinds = ("search", "select", "sealed", "repair")
+        named = {name: {task: tuple(ids) for task, ids in data.get(name, {}).items()} for name in kinds}
         return cls(**named, rungs=tuple(data["rungs"]), documents=data["documents"])
 
 
@@ -145,11 +167,12 @@ def split(suite: Suite, guard: GuardConfig | None, catalogue: Mapping[str, Seque
     _refuse_shortage(need, ordered)
     # sealed documents come first in the order: they stay sealed when somebody later asks for more rungs
     sealed = {task: tuple(ordered[task][: want.sealed]) for task, want in need.items()}
-    select = {task: tuple(ordered[task][want.sealed :][: want.select]) for task, want in need.items()}
-    search = {task: tuple(ordered[task][want.sealed + want.select :][: want.rungs[-1]]) for task, want in need.items()}
+    repair = {task: tuple(ordered[task][want.sealed :][: want.repair]) for task, want in need.items() if want.repair}
+    select = {task: tuple(ordered[task][want.kept :][: want.select]) for task, want in need.items()}
+    search = {task: tuple(ordered[task][want.kept + want.select :][: want.rungs[-1]]) for task, want in need.items()}
     rungs = tuple({task: want.rungs[r] for task, want in need.items()} for r in range(len(suite.rungs)))
     contents = json.dumps({task: list(catalogue[task]) for task in need}, sort_keys=True)
-    return Splits(search, rungs, select, sealed, hashlib.sha256(contents.encode()).hexdigest())
+    return Splits(search, rungs, select, sealed, repair, hashlib.sha256(contents.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -157,10 +180,16 @@ class _Need:
     rungs: tuple[int, ...]
     select: int
     sealed: int
+    repair: int
+
+    @property
+    def kept(self) -> int:
+        """Documents that neither steer nor choose."""
+        return self.sealed + self.repair
 
     @property
     def total(self) -> int:
-        return self.rungs[-1] + self.select + self.sealed
+        return self.rungs[-1] + self.select + self.kept
 
 
 def _needs(suite: Suite, guard: GuardConfig | None) -> dict[str, _Need]:
@@ -168,13 +197,19 @@ def _needs(suite: Suite, guard: GuardConfig | None) -> dict[str, _Need]:
     tasks = len(suite.tasks)
     need = {
         task: _Need(
-            tuple(_share(rung, i, tasks) for rung in suite.rungs), _share(suite.select, i, tasks), _share(suite.sealed, i, tasks)
+            tuple(_share(rung, i, tasks) for rung in suite.rungs),
+            *(_share(total, i, tasks) for total in (suite.select, suite.sealed, suite.repair)),
         )
         for i, task in enumerate(suite.tasks)
     }
+    if guard and guard.repair and not suite.repair:
+        raise SuiteError("guard.repair: documents are held back of guards and not of targets; give suite.repair too")
     if guard:  # a guard task rides the rungs like the average target task; on select it must tell a loss from bad luck
         share = guard.search / suite.rungs[-1] if guard.search else 1 / tasks
-        rides = _Need(tuple(math.ceil(rung * share) for rung in suite.rungs), guard.select or suite.select, guard.sealed)
+        held_back = (guard.repair or guard.sealed) if suite.repair else 0
+        rides = _Need(
+            tuple(math.ceil(rung * share) for rung in suite.rungs), guard.select or suite.select, guard.sealed, held_back
+        )
         need |= dict.fromkeys(guard.tasks, rides)
     return need
 
@@ -197,7 +232,8 @@ def _order(seed: int, hashes: Sequence[str]) -> list[int]:
 def _refuse_shortage(need: Mapping[str, _Need], ordered: Mapping[str, Sequence[int]]) -> None:
     short = [
         f"{task} has {len(ordered[task])} and the splits ask for {want.total}"
-        f" ({want.rungs[-1]} search + {want.select} select + {want.sealed} sealed)"
+        f" ({want.rungs[-1]} search + {want.select} select + {want.sealed} sealed"
+        + (f" + {want.repair} repair)" if want.repair else ")")
         for task, want in need.items()
         if len(ordered[task]) < want.total
     ]
@@ -205,9 +241,13 @@ def _refuse_shortage(need: Mapping[str, _Need], ordered: Mapping[str, Sequence[i
         raise SuiteError(f"too few distinct documents: {'; '.join(short)}; lower rungs, select or sealed")
 
 
-def _numbers(block: Block, key: str, *, default: Any = None, **bounds: float) -> dict[str, float]:
+def _entries(block: Block, key: str) -> list[tuple[Any, Any]]:
+    return list(block.mapping(key, {}).items())
+
+
+def _numbers(block: Block, key: str, **bounds: float) -> dict[str, float]:
     """A mapping of names to numbers, strictly."""
-    entries = block.mapping(key) if default is None else block.mapping(key, default)
+    entries = block.mapping(key)
     inner = Block(entries, block.place / key, [str(name) for name in entries])
     return {str(name): float(inner.number(str(name), **bounds)) for name in entries}
 

@@ -40,6 +40,11 @@ def document_hash(task: str, document: Any) -> str:
     return hashlib.sha256(json.dumps([task, document], sort_keys=True, default=str).encode()).hexdigest()
 
 
+def content_hash(document: Any) -> str:
+    """SHA-256 of a document's content, whatever task asks it."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def file_fingerprint(task: Any) -> str:
     """SHA-256 of the task file, of what it includes, and of the Python beside it that it calls."""
     source = (task.config.metadata or {}).get("config_source", "")

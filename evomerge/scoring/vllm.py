@@ -54,6 +54,8 @@ class VllmScorer:
         names = [*suite.tasks, *(guard.tasks if guard else ())]
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
         self.clock = self.harness.clock
+        if guard:
+            self.harness.refuse_guards(guard)
         self.engine: Engine | None = None
         self.starts = 0  # engines started so far
         self._batch: tuple[int, int] | None = None  # tokens and texts at once, where memory was short
@@ -78,6 +80,9 @@ class VllmScorer:
                 f"scoring.engine: max_model_len {room} is too short, document {doc} of {task} needs {most} tokens with its"
                 " answer; raise it or leave it out"
             )
+
+    def contents(self) -> dict[str, list[str]]:
+        return self.harness.contents()
 
     def suite_fingerprint(self) -> str:
         return self.harness.fingerprint(version(), self.config.dtype, json.dumps(dict(self.config.engine), sort_keys=True))

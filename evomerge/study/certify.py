@@ -8,23 +8,32 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evomerge import __version__
+from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.errors import StudyError
+from evomerge.guards.criteria import criteria, opponents, reference
+from evomerge.guards.ledger import Ledger
+from evomerge.guards.verdict import Verdict, together
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import parents as parent_recipes
 from evomerge.study.estimate import optimism, shrink_scores
 from evomerge.study.executor import Executor, Job, Life
 from evomerge.study.experiment import Experiment
+from evomerge.study.lab import catalogue
+from evomerge.study.line import FILE, held, known_documents, ledger_beside
 from evomerge.study.record import Record
+from evomerge.study.repair import Tried, best_of, between, nearest, told
 from evomerge.study.selection import Contender, Decision, Ending, Judge, choose, contending, decide_ending, finalists, rivals
-from evomerge.study.trial import Outcome
+from evomerge.study.trial import AIM, Outcome
 from evomerge.study.watch import Watcher
 
 Certificate = dict[str, Any]
 DISK = "winner"  # the chosen one, as it lies on disk
+REPAIRED = "repaired"
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,6 +53,8 @@ class Closing:
         best_parent = {task: max(scores.mean(task) for scores in self.parents.values()) for task in self.experiment.suite.tasks}
         self.judge = Judge(self.experiment, best_parent if self.experiment.suite.aggregate == "relative" else None)
         self.recipes = parent_recipes(self.experiment.space)
+        self.ledger = ledger_beside(self.recipes["base"].base.model)
+        self.opponents = opponents(criteria(self.experiment.guard), self.parents)
 
     def certify(self) -> Certificate:
         """Everything after the last trial; writes `best/` and `certificate.json`, and returns the latter's content."""
@@ -51,21 +62,31 @@ class Closing:
         if not best:
             return self._write(self._nobody())
         select = self._select(best)
-        chosen = choose([Contender(o.name, select[o.name], o) for o in best], select["base"], self.judge)
+        opponent = reference(self.opponents, select)
+        chosen = choose([Contender(o.name, select[o.name], o) for o in best], opponent, self.judge)
         compared = [*self.parents, *(name for name in rivals(self._contenders(select), self.judge) if name not in self.parents)]
         if chosen is None or chosen.outcome is None:
             reason = f"none of {len(best)} finalists keeps every guard on the select documents"
-            return self._write({**self._figures(best, select), **Decision(4, (reason,)).to_data()})
+            self._save(max(best, key=lambda o: self.judge.value(select[o.name])))
+            self._set_aside()
+            figures = self._figures(best, select)
+            return self._write({**figures, **Decision(4, (reason,)).to_data(), **self._repair(select, compared, opened=False)})
         files = self._save(chosen.outcome)
         differing = self._reread(chosen.scores)
-        sealed, disk = self._seal(compared)
+        sealed, whole = self._seal(compared, "best", "sealed", self.splits.sealed)
+        disk = whole.select(self.splits.sealed)
         decision = decide_ending(
-            {name: self.judge.compare(disk, sealed[name]) for name in compared}, self.judge.guards(disk, sealed["base"])
+            {name: self.judge.compare(disk, sealed[name]) for name in compared},
+            self._guards(whole, disk, reference(self.opponents, sealed)),
         )
+        self._release(chosen.name, whole)
+        repaired: Certificate = {}
         if decision.ending == 4:
             self._set_aside()
+            repaired = self._repair(select, compared, opened=True)
         return self._write(
             {
+                **repaired,
                 **decision.to_data(),
                 **self._figures(best, select),
                 "winner": self._winner(chosen, disk, differing),
@@ -105,7 +126,8 @@ class Closing:
         """The chosen one as a model directory; what an earlier choice left there gives way to it."""
         directory, recipe = self.record.directory / "best", outcome.recipe.to_yaml()
         if self.record.read("best/recipe.yaml") != recipe:
-            for stale in (directory, *(self.record.directory / split / f"{DISK}.jsonl" for split in ("select", "sealed"))):
+            written = [f"{split}/{name}.jsonl" for split in ("select", "sealed", "repair") for name in (DISK, REPAIRED)]
+            for stale in (directory, *(self.record.directory / name for name in (*written, REPAIRED))):
                 _remove(stale)
             _, result = next(self.executor.run(iter([_once(outcome.name, Job(outcome.recipe, {}, save=directory / "model"))])))
             if result.error:
@@ -113,15 +135,43 @@ class Closing:
             self.record.write("best/recipe.yaml", recipe)
         return {f"model/{path.name}": _sha256(path) for path in sorted((directory / "model").iterdir())}
 
-    def _seal(self, compared: Sequence[str]) -> tuple[dict[str, Scores], Scores]:
+    def _seal(
+        self, compared: Sequence[str], folder: str, split: str, documents: Mapping[str, Sequence[int]]
+    ) -> tuple[dict[str, Scores], Scores]:
+        """Scores of all who are compared, and of the model that lies in `folder`."""
         recipes = {**self.recipes, **{name: o.recipe for name, o in self.baselines.items()}}
         guards = set(self.experiment.guard.tasks)
-        targets = {task: docs for task, docs in self.splits.sealed.items() if task not in guards}
-        jobs = {name: Job(recipes[name], self.splits.sealed if name == "base" else targets) for name in compared}
-        jobs[DISK] = Job(None, self.splits.sealed, model=self.record.directory / "best" / "model")
-        self.watch.phase("sealed", len(jobs))
-        scores = self._score("sealed", jobs)
-        return {name: scores[name] for name in compared}, scores[DISK]
+        targets = {task: docs for task, docs in documents.items() if task not in guards}
+        guarded = {name: {task: docs for task, docs in documents.items() if self._meets(name, task)} for name in compared}
+        jobs = {name: Job(recipes[name], {**targets, **guarded[name]}) for name in compared}
+        asked = self._sealed_and_known() if folder == "best" else documents
+        own = DISK if folder == "best" else folder
+        jobs[own] = Job(None, asked, model=self.record.directory / folder / "model")
+        self.watch.phase(split, len(jobs))
+        scores = self._score(split, jobs)
+        return {name: scores[name] for name in compared}, scores[own]
+
+    def _sealed_and_known(self) -> dict[str, list[int]]:
+        """Sealed documents, and those that the line of the base is held to."""
+        sealed = {task: list(docs) for task, docs in self.splits.sealed.items()}
+        if self.ledger is None:
+            return sealed
+        known = known_documents(self.ledger, self.experiment.guard, catalogue(self.experiment))
+        return {task: sorted({*docs, *known.get(task, [])}) for task, docs in sealed.items()}
+
+    def _guards(self, whole: Scores, disk: Scores, opponent: Scores) -> dict[str, Verdict]:
+        found = self.judge.guards(disk, opponent)
+        return found if self.ledger is None else together({**found, **held(self.ledger, self.experiment.guard, whole)})
+
+    def _release(self, name: str, scores: Scores) -> None:
+        """The winner as the next release of its line; `best/ledger.jsonl` travels with the model, refused ones set aside."""
+        line = self.ledger or Ledger(self.record.directory.resolve().name)
+        model = Checkpoint.open(self.record.directory / "best" / "model").fingerprint
+        line.add(f"{self.record.directory.resolve().name} {name}", model, scores).write(self.record.directory / "best" / FILE)
+
+    def _meets(self, name: str, task: str) -> bool:
+        """Sealed guard documents are for the base and for whoever the guard compares with."""
+        return task in self.opponents and name in ("base", self.opponents[task])
 
     def _reread(self, live: Scores) -> list[dict[str, Any]]:
         """Select documents on which the model read back from disk is scored otherwise than the candidate in memory was."""
@@ -150,6 +200,41 @@ class Closing:
         refused = self.record.directory / "refused"
         shutil.rmtree(refused, ignore_errors=True)
         (self.record.directory / "best").rename(refused)
+
+    # --- repair: the nearest point to a refused model, on the segment to the base, that keeps the guards
+
+    def _repair(self, select: Mapping[str, Scores], compared: Sequence[str], *, opened: bool) -> Certificate:
+        """Found on search and select documents, judged on those held back for it; without any, on sealed ones: a second look
+        where they were opened for the refused model."""
+        if not self.opponents or not self.experiment.search.repair:
+            return {}
+        self.watch.phase("repair", self.experiment.search.repair)
+        model, parent = self.record.directory / "refused" / "model", self.recipes["base"].base.model
+        _, tried = next(self.executor.run(iter([_named("repair", self._bisected(model, parent, select))])))
+        share, held_back = best_of(tried), self.splits.repair
+        found = told(tried, "base", second_look=opened and not held_back)
+        if share is None:
+            return {"repair": found}
+        save = Job(between(model, parent, share), {}, save=self.record.directory / REPAIRED / "model")
+        _, result = next(self.executor.run(iter([_once(REPAIRED, save)])))
+        if result.error:
+            raise StudyError(f"the repaired model cannot be written: {result.error}")
+        sealed, disk = self._seal(compared, REPAIRED, "repair" if held_back else "sealed", held_back or self.splits.sealed)
+        judged = decide_ending(
+            {name: self.judge.compare(disk, sealed[name]) for name in compared},
+            self.judge.guards(disk, reference(self.opponents, sealed)),
+        )
+        return {"repair": {**found, **judged.to_data(), "sealed": self._summary(disk)}}
+
+    def _bisected(self, model: Path, parent: str, select: Mapping[str, Scores]) -> Life[list[Tried]]:
+        """On every search and select document of the guards, with the aim of the search: part of each tolerance."""
+        known = reference(self.opponents, {name: scores + select[name] for name, scores in self.parents.items()})
+        found = criteria(self.experiment.guard)
+
+        def keeps(scores: Scores) -> bool:
+            return all(one.excess(known.values(one.task), scores.values(one.task), AIM) <= 0 for one in found)
+
+        return nearest(model, parent, known.documents, keeps, self.experiment.search.repair)
 
     # --- what the certificate says
 
@@ -182,7 +267,7 @@ class Closing:
         return {
             "name": chosen.name,
             "healed": chosen.outcome.recipe.heal is not None,
-            "kl": chosen.outcome.kl,
+            "distances": dict(chosen.outcome.distances),
             "sealed": self._summary(disk),
             "rows_that_differ_from_the_live_engine": differing,
         }
@@ -213,6 +298,10 @@ class Closing:
         }
         self.record.write_json("certificate.json", whole)
         return whole
+
+
+def _named(name: str, life: Life[T]) -> Life[tuple[str, T]]:
+    return name, (yield from life)
 
 
 def _once(name: str, job: Job) -> Life[tuple[str, Any]]:

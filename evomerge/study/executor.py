@@ -31,7 +31,7 @@ class Job:
 
     recipe: Recipe | None
     documents: Mapping[str, Sequence[int]] = field(hash=False)
-    kl: bool = False
+    measure: bool = False  # how far the candidate moved, as the guard asks
     model: Path | None = None
     save: Path | None = None
 
@@ -41,7 +41,7 @@ class Result:
     """What a job gave; `error` where it failed."""
 
     scores: Scores = field(default_factory=Scores)
-    kl: float | None = None
+    distances: dict[str, float] = field(default_factory=dict, hash=False)  # as in GuardConfig.distances
     seconds: dict[str, float] = field(default_factory=dict, hash=False)
     error: str | None = None
 

@@ -31,6 +31,7 @@ class SearchConfig:
     heal_eta: float = 1.5  # one in heal_eta survives it: mild, as the unhealed form says little of the healed one
     finalists: int = 5
     baselines: bool = True
+    repair: int = 5  # points tried between a refused model and its base; 0 mends nothing
     sampler_options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
@@ -46,6 +47,7 @@ class SearchConfig:
             heal_eta=float(block.number("heal_eta", cls.heal_eta, low=1.0)),
             finalists=block.integer("finalists", cls.finalists, low=1),
             baselines=block.flag("baselines", cls.baselines),
+            repair=block.integer("repair", cls.repair),
             sampler_options=dict(block.mapping("sampler_options", {})),
         )
 

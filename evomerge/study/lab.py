@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,16 @@ from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import card
 from evomerge.candidate.save import save
 from evomerge.candidate.stream import Candidate, Sources, materialize
+from evomerge.document import nearest
+from evomerge.errors import GuardError
+from evomerge.guards.ewc import Anchor, Penalties
 from evomerge.guards.kl import Reference, divergence, pad, reference
 from evomerge.healing.healer import Healer
 from evomerge.healing.texts import read_texts
 from evomerge.recipe import Recipe, locate
 from evomerge.scoring import Scorer, make_scorer
-from evomerge.scoring.suite import Splits, split
+from evomerge.scoring.contamination import refuse_contamination
+from evomerge.scoring.suite import GuardConfig, Splits, split
 from evomerge.study.executor import Job, Result
 from evomerge.study.experiment import Experiment
 
@@ -59,11 +63,14 @@ class Lab:
         candidate = self._candidate(job)
         if job.save and job.recipe:
             save(candidate, job.save, copy_from=self.sources.checkpoint(self.start.base.model).path, card=card(job.recipe))
-        self._load(candidate)
+        penalties = self.penalties if job.measure else None
+        self._load(candidate, penalties)
         with self.clock("score"):
             scores = self.scorer.score(job.documents)
-        kl = self._divergence(candidate) if job.kl else None
-        return Result(scores, kl, self.clock.take())
+        distances = {f"ewc {name}": total for name, total in penalties.totals.items()} if penalties else {}
+        if job.measure and self.experiment.guard.kl_prompts:
+            distances |= self._divergence(candidate)
+        return Result(scores, distances, self.clock.take())
 
     def _count_waiting(self) -> None:
         """The engine stood idle since the last job."""
@@ -88,23 +95,37 @@ class Lab:
             self.loaded = None  # healing borrowed the live model
         return candidate
 
-    def _load(self, candidate: Candidate) -> None:
+    def _load(self, candidate: Candidate, penalties: Penalties | None) -> None:
+        """Into the live model, unless it is there; what penalties watch is summed on the way."""
+        watched = penalties.watch(candidate) if penalties else candidate
         if candidate.key != self.loaded:
             self.loaded = None
             with self.clock("swap"):
-                self.scorer.load(candidate)
+                self.scorer.load(watched)
             self.loaded = candidate.key
+        elif penalties:
+            for _ in watched.weights:
+                pass
 
-    # --- KL to the base
+    # --- how far a candidate moved
 
-    def _divergence(self, candidate: Candidate) -> float:
-        """Mean KL(base ‖ candidate) in nats over the guard's prompts."""
+    @cached_property
+    def penalties(self) -> Penalties | None:
+        """What sums the elastic weights guard; None where the experiment has none."""
+        ewc, models = self.experiment.guard.ewc, {"base": self.start.base, **self.start.sources}
+        if ewc is None:
+            return None
+        return Penalties([Anchor.open(name, self.sources.checkpoint(models[name].model), ewc.fisher) for name in ewc.limits])
+
+    def _divergence(self, candidate: Candidate) -> dict[str, float]:
+        """KL(base ‖ candidate) in nats over the tokens of the guard's prompts, mean and 95th percentile."""
         base = self._reference
         with self.clock("kl"):
             module = self.healer.module(self.start)
             if module is not getattr(self.scorer, "module", None):
                 live.load(candidate, module)
-            return divergence(module, base).mean
+            mean, p95 = divergence(module, base)
+        return {"kl": mean, "kl p95": p95}
 
     @cached_property
     def _reference(self) -> Reference:
@@ -115,6 +136,14 @@ class Lab:
         return reference(self.healer.parent(self.start.base.model), pad(tokens))
 
 
+def refuse_missing_fisher(guard: GuardConfig, models: Mapping[str, Checkpoint]) -> None:
+    """Raises GuardError where the elastic weights guard names no source, or one without a Fisher of its own."""
+    for name in guard.ewc.limits if guard.ewc else ():
+        if name not in models:
+            raise GuardError(f"guard.ewc.limits: no source {name!r}{nearest(name, tuple(models))}")
+        Anchor.open(name, models[name], guard.ewc.fisher if guard.ewc else "")
+
+
 def scorer_of(experiment: Experiment) -> Scorer:
     """The experiment's scorer, no model in it yet; it knows its documents all the same."""
     base = Checkpoint.open(experiment.space.build(experiment.space.start()).base.model)
@@ -122,13 +151,24 @@ def scorer_of(experiment: Experiment) -> Scorer:
 
 
 def split_documents(experiment: Experiment) -> Splits:
-    """The three splits of the experiment's documents. Raises SuiteError where they do not suffice."""
+    """The three splits of the experiment's documents. Raises SuiteError where they do not suffice, GuardError where
+    guards share some with targets."""
     scorer = scorer_of(experiment)
     try:
+        refuse_contamination(experiment.suite, experiment.guard, scorer.contents())
         splits = split(experiment.suite, experiment.guard, scorer.catalogue())
         for documents in (splits.search, splits.select, splits.sealed):
             scorer.check(documents)
         return splits
+    finally:
+        scorer.close()
+
+
+def catalogue(experiment: Experiment) -> dict[str, list[str]]:
+    """The hash of every document of every task of the experiment."""
+    scorer = scorer_of(experiment)
+    try:
+        return scorer.catalogue()
     finally:
         scorer.close()
 

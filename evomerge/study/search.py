@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from evomerge.candidate.checkpoint import Checkpoint, refuse_nan
 from evomerge.candidate.plan import plan
 from evomerge.errors import EvomergeError, StudyError, SuiteError
-from evomerge.guards.regression import require_documents
+from evomerge.guards.criteria import refuse_undecidable
 from evomerge.recipe import Recipe
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import baselines, parents
 from evomerge.study.certify import Closing
 from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_executor
 from evomerge.study.experiment import Experiment
-from evomerge.study.lab import Lab, split_documents
+from evomerge.study.lab import Lab, refuse_missing_fisher, split_documents
 from evomerge.study.race import Arrival, Decision, Race
 from evomerge.study.record import Journal, Record, held, room_in
 from evomerge.study.selection import contending
@@ -77,10 +77,10 @@ def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
         longer = plan(experiment.space.build(corner), base, sources).config
         experiment.scoring.refuse_longer(base.config, longer)
     splits = split_documents(experiment)
-    for task, tolerance in experiment.guard.tasks.items():
-        require_documents(task, len(splits.sealed[task]), tolerance, discordance=experiment.guard.discordance)
+    refuse_undecidable(experiment.guard, splits.sealed)
     for checkpoint in (base, *sources.values()):
         refuse_nan(checkpoint)
+    refuse_missing_fisher(experiment.guard, {"base": base, **sources})
     prints = {"source base": base.fingerprint, **{f"source {name}": source.fingerprint for name, source in sources.items()}}
     return splits, prints
 
@@ -309,9 +309,10 @@ class Loop:
             self.arena.race.restore(arrival, decision)
         if not notes["healed"]:
             recipe = replace(recipe, heal=None)
-        kept = {key: notes[key] for key in ("state", "rung", "told", "constraints", "kl", "seconds", "reason")}
+        kept = {key: notes[key] for key in ("state", "rung", "told", "constraints", "seconds", "reason")}
         estimate = self.arena.estimate(scores) if len(scores) else None
-        return Outcome(name, recipe, scores=scores, estimate=estimate, arrivals=arrivals, **kept)
+        distances = notes.get("distances", {})
+        return Outcome(name, recipe, scores=scores, estimate=estimate, arrivals=arrivals, distances=distances, **kept)
 
     def _best(self) -> float | None:
         values = [o.estimate.value for o in self.outcomes if o.feasible and o.state == "survived" and o.estimate]

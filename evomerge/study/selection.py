@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evomerge.guards.aggregate import aggregate
+from evomerge.guards.criteria import criteria, verdicts
 from evomerge.guards.paired import Comparison, compare_tasks, holm
-from evomerge.guards.regression import Verdict, decide
+from evomerge.guards.verdict import Verdict
 from evomerge.scoring.scores import Scores
 from evomerge.study.estimate import Estimate
 from evomerge.study.experiment import Experiment
@@ -96,18 +97,20 @@ class Judge:
             seed=self.experiment.search.seed,
         )
 
-    def guards(self, candidate: Scores, base: Scores) -> dict[str, Verdict]:
-        tolerances = self.experiment.guard.tasks
-        return {task: decide(base.values(task), candidate.values(task), tolerance) for task, tolerance in tolerances.items()}
+    def guards(self, candidate: Scores, opponent: Scores) -> dict[str, Verdict]:
+        """Every guard's verdict, against the rows of the parent that its task is compared with."""
+        return verdicts(criteria(self.experiment.guard), opponent, candidate)
 
-    def keeps_guards(self, candidate: Scores, base: Scores) -> bool:
+    def keeps_guards(self, candidate: Scores, opponent: Scores) -> bool:
         """On the select documents: no guard loses more than its tolerance, as far as they can tell."""
-        return all(verdict.loss <= verdict.tolerance for verdict in self.guards(candidate, base).values())
+        return all(
+            one.excess(opponent.values(one.task), candidate.values(one.task)) <= 0 for one in criteria(self.experiment.guard)
+        )
 
 
-def choose(contenders: Sequence[Contender], base: Scores, judge: Judge) -> Contender | None:
+def choose(contenders: Sequence[Contender], opponent: Scores, judge: Judge) -> Contender | None:
     """The finalist that is best on select among those that keep the guards there; None where none does."""
-    kept = [contender for contender in contenders if judge.keeps_guards(contender.scores, base)]
+    kept = [contender for contender in contenders if judge.keeps_guards(contender.scores, opponent)]
     return max(kept, key=lambda contender: judge.value(contender.scores), default=None)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
-from evomerge.guards.regression import clearly_violated, constraint
+from evomerge.guards.criteria import Criterion, criteria, opponents, reference
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
@@ -56,22 +57,29 @@ class Arena:
             references=self.references if suite.aggregate == "relative" else None,
         )
 
-    def constraints(self, scores: Scores, kl: float | None) -> dict[str, float]:
-        """One number a guard, 0 or less where it is kept: loss over the part of its tolerance aimed at, KL over its bound."""
-        guard = self.experiment.guard
-        over = {
-            task: constraint(self.base.values(task), scores.values(task), AIM * tolerance)
-            for task, tolerance in guard.tasks.items()
-        }
-        return over if guard.kl is None or kl is None else {**over, "kl": kl - guard.kl}
+    @cached_property
+    def criteria(self) -> tuple[Criterion, ...]:
+        return criteria(self.experiment.guard)
 
-    def violated(self, scores: Scores, kl: float | None) -> bool:
+    @cached_property
+    def opponent(self) -> Scores:
+        """What guards compare with: the base, or the parent that is best at the task."""
+        return reference(opponents(self.criteria, self.parents), self.parents)
+
+    def constraints(self, scores: Scores, distances: Mapping[str, float]) -> dict[str, float]:
+        """One number a guard, 0 or less where it is kept: loss over the part of its tolerance aimed at, distance over its
+        limit."""
+        over = {c.name: c.excess(self.opponent.values(c.task), scores.values(c.task), AIM) for c in self.criteria}
+        return {**over, **self._too_far(distances)}
+
+    def violated(self, scores: Scores, distances: Mapping[str, float]) -> bool:
         """Whether a guard is broken beyond doubt: no more documents are spent on such a candidate."""
-        guard = self.experiment.guard
-        broken = any(
-            clearly_violated(self.base.values(task), scores.values(task), tolerance) for task, tolerance in guard.tasks.items()
-        )
-        return broken or (guard.kl is not None and kl is not None and kl > guard.kl)
+        broken = any(c.broken(self.opponent.values(c.task), scores.values(c.task)) for c in self.criteria)
+        return broken or any(over > 0 for over in self._too_far(distances).values())
+
+    def _too_far(self, distances: Mapping[str, float]) -> dict[str, float]:
+        limits = self.experiment.guard.distances
+        return {name: distances[name] - limit for name, limit in limits.items() if name in distances}
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Outcome:
     estimate: Estimate | None = None
     told: float | None = None  # what the sampler hears
     constraints: Mapping[str, float] = field(default_factory=dict, hash=False)
-    kl: float | None = None
+    distances: Mapping[str, float] = field(default_factory=dict, hash=False)
     unhealed: Scores | None = None
     arrivals: tuple[tuple[Arrival, Decision], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -110,7 +118,7 @@ class Outcome:
             "estimate": self.estimate.to_dict() if self.estimate else None,
             "told": self.told,
             "constraints": dict(self.constraints),
-            "kl": self.kl,
+            "distances": dict(self.distances),
             "documents": self.documents,
             "healed": self.recipe.heal is not None,
             "arrivals": [[vars(arrival), vars(decision)] for arrival, decision in self.arrivals],
@@ -142,7 +150,7 @@ def climb(name: str, recipe: Recipe, arena: Arena, *, until: int | None = None) 
     """Rung by rung until the race or the top ends it, or the rung `until`, after which one in `heal_eta` is healed."""
     outcome = Outcome(name, recipe)
     for rung in range(len(arena.splits.rungs) if until is None else until + 1):
-        job = Job(recipe, _new(arena.splits.rung(rung), outcome.scores), kl=_wants_kl(arena, outcome))
+        job = Job(recipe, _new(arena.splits.rung(rung), outcome.scores), measure=_unmeasured(arena, outcome))
         outcome = _scored(outcome, (yield job), rung, arena, arena.experiment.search.heal_eta if rung == until else None)
         if outcome.arrivals[-1][1].reason in ("behind", "guard"):
             return replace(outcome, state="stopped", reason=outcome.arrivals[-1][1].reason)
@@ -154,19 +162,19 @@ def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena, eta: floa
     if result.error is not None:
         raise Failure(result.error)
     scores = outcome.scores + result.scores
-    kl = outcome.kl if result.kl is None else result.kl
+    distances = {**outcome.distances, **result.distances}
     estimate = arena.estimate(scores)
-    healed, violated = outcome.recipe.heal is not None, arena.violated(scores, kl)
+    healed, violated = outcome.recipe.heal is not None, arena.violated(scores, distances)
     arrival = Arrival(outcome.name, rung, estimate.value, violated=violated, healed=healed, eta=eta)
     decision = arena.race.arrive(arrival)
     return replace(
         outcome,
         rung=rung,
         scores=scores,
-        kl=kl,
+        distances=distances,
         estimate=estimate,
         told=estimate.value if decision.told is None else decision.told,
-        constraints=arena.constraints(scores, kl),
+        constraints=arena.constraints(scores, distances),
         arrivals=(*outcome.arrivals, (arrival, decision)),
         seconds=_sum(outcome.seconds, result.seconds),
     )
@@ -178,8 +186,8 @@ def _new(documents: Mapping[str, Sequence[int]], scores: Scores) -> dict[str, li
     return {task: ids for task, ids in new.items() if ids}
 
 
-def _wants_kl(arena: Arena, outcome: Outcome) -> bool:
-    return arena.experiment.guard.kl is not None and outcome.kl is None
+def _unmeasured(arena: Arena, outcome: Outcome) -> bool:
+    return bool(arena.experiment.guard.distances) and not outcome.distances
 
 
 def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:

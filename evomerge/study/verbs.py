@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import Progress
 from evomerge.candidate.merge import merge as merge_plain
 from evomerge.candidate.stream import Candidate, Sources
-from evomerge.errors import ScoringError
-from evomerge.healing.healer import Healer
-from evomerge.recipe import Recipe
+from evomerge.errors import GuardError, ScoringError
+from evomerge.guards.criteria import criteria, refuse_undecidable
+from evomerge.guards.ewc import fisher, write_fisher
+from evomerge.guards.judgement import Judgement, judge
+from evomerge.guards.ledger import Ledger
+from evomerge.guards.verdict import together
+from evomerge.healing.healer import LONGEST_ROW, Healer
+from evomerge.healing.texts import read_texts
+from evomerge.recipe import Recipe, locate
 from evomerge.scoring.scores import Scores
 from evomerge.study.executor import Job
 from evomerge.study.experiment import Experiment
 from evomerge.study.lab import Lab, split_documents
+from evomerge.study.line import budgets, held, known_documents, ledger_of
+from evomerge.study.record import write_atomically
 
 
 def merge(recipe: Recipe | str | Path, out: str | Path, *, progress: Progress | None = None) -> Path:
@@ -34,9 +46,90 @@ def evaluate(model: str | Path, suite: str | Path, *, split_name: str = "select"
     """Score a recipe file or a model directory on one split (search, select, sealed) of an experiment, guard tasks included."""
     experiment = Experiment.read(suite)
     documents = getattr(split_documents(experiment), split_name)
-    job = Job(None, documents, model=Path(model)) if Path(model).is_dir() else Job(Recipe.read(model), documents)
     with closing(Lab(experiment)) as lab:
-        return lab.evaluate(job).scores
+        return lab.evaluate(_job(model, documents)).scores
+
+
+def guard(
+    model: str | Path,
+    against: str | Path,
+    suite: str | Path,
+    *,
+    split_name: str = "sealed",
+    ledger: str | Path | None = None,
+    out: str | Path | None = None,
+) -> Judgement:
+    """Judge a model against its parent by the guards of an experiment file; `out` takes the verdict as JSON.
+
+    Each of the two is a model directory, a recipe, or scores already written; those are taken with the documents they have.
+    With a `ledger`, the budgets of flips hold on everything its line ever passed. Raises EvomergeError where guards are
+    missing, the two were not asked the same, or the ledger was edited.
+    """
+    experiment = Experiment.read(suite)
+    found, line = criteria(experiment.guard), ledger_of(ledger, against) if ledger else None
+    if not found:
+        raise GuardError(f"{experiment.place / 'guard'}: guards no task; name one with its tolerance, as {{past_tense: 0.02}}")
+    if line and not budgets(experiment.guard):
+        raise GuardError(f"{experiment.place / 'guard'}: a ledger needs a budget of flips; give a task one, as {{flips: 0.02}}")
+    parent, candidate = _scored([against, model], experiment, split_name, line)
+    judgement = judge(found, parent, candidate)
+    if line:
+        judgement = replace(judgement, verdicts=together({**judgement.verdicts, **held(line, experiment.guard, candidate)}))
+    if out is not None:
+        write_atomically(Path(out), json.dumps(judgement.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    return judgement
+
+
+def estimate_fisher(model: str | Path, texts: str | Path, out: str | Path, *, kind: str = "parameter") -> Path:
+    """Estimate the Fisher diagonal of a model directory on a JSONL file of texts, and store it for `guard.ewc`.
+
+    Raises EvomergeError where there is no model, no tokenizer or no text; then nothing is written.
+    """
+    from transformers import AutoTokenizer
+
+    sources = Sources()
+    checkpoint = sources.checkpoint(str(model))
+    if not checkpoint.tokenizer_files:
+        raise GuardError(f"{checkpoint.path}: has no tokenizer; the texts of a Fisher are read with the model's own")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    longest = int(checkpoint.config.get("max_position_embeddings", LONGEST_ROW))
+    rows = [tokenizer.encode(text)[:longest] for text in read_texts(locate(str(texts)))]
+    diagonal = fisher(Healer(sources).parent(str(model)), rows, checkpoint.tensors)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_fisher(out, diagonal, model=checkpoint.fingerprint, kind=kind)
+    return Path(out)
+
+
+def release(ledger: str | Path, line: str, name: str, model: str | Path, scores: str | Path) -> Ledger:
+    """Enter a release into the ledger of a line, which is begun where there is none; returns the ledger as written."""
+    path = Path(ledger)
+    known = Ledger.read(path, line) if path.exists() else Ledger(line)
+    extended = known.add(name, Checkpoint.open(str(model)).fingerprint, read_scores(scores))
+    extended.write(path)
+    return extended
+
+
+def _scored(models: Sequence[str | Path], experiment: Experiment, split_name: str, line: Ledger | None) -> list[Scores]:
+    """Scores on the guard tasks: read where they are written already, else measured, all in one lab."""
+    if all(map(holds_scores, models)):
+        return [read_scores(model) for model in models]
+    splits = split_documents(experiment)
+    refuse_undecidable(experiment.guard, splits.sealed)
+    with closing(Lab(experiment)) as lab:
+        known = known_documents(line, experiment.guard, lab.scorer.catalogue()) if line else {}
+        split = {task: getattr(splits, split_name)[task] for task in experiment.guard.tasks}
+        documents = {task: sorted({*docs, *known.get(task, [])}) for task, docs in split.items()}
+        return [read_scores(m) if holds_scores(m) else lab.evaluate(_job(m, documents)).scores for m in models]
+
+
+def _job(model: str | Path, documents: Mapping[str, Sequence[int]]) -> Job:
+    return Job(None, documents, model=Path(model)) if Path(model).is_dir() else Job(Recipe.read(model), documents)
+
+
+def holds_scores(path: str | Path) -> bool:
+    """Whether this is a file of scores, or a folder of a study with one."""
+    path = Path(path)
+    return path.suffix == ".jsonl" or (path / "scores.jsonl").is_file()
 
 
 def read_scores(path: str | Path) -> Scores:

@@ -14,10 +14,10 @@ from evomerge.guards.regression import (
     constraint,
     decide,
     documents_needed,
-    overall,
     require_documents,
     smallest_margin,
 )
+from evomerge.guards.verdict import overall
 
 
 def scored(n, lost, won):

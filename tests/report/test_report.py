@@ -62,7 +62,7 @@ def test_the_page_stands_alone(finished):
     write_report(finished)
     page = (finished / "report.html").read_text()
 
-    assert page.count("<svg") == 3  # the search, what was traded, the winner over depth
+    assert page.count("<svg") == 4  # the search, what was traded, what the guards cost, the winner over depth
     assert not re.search(r"<script|<link|src=|@import", page)
     assert "rules:" in page  # the winner's recipe
 

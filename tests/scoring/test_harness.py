@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
-from evomerge.errors import ScoringError, SuiteError
+from evomerge.errors import GuardError, ScoringError, SuiteError
+from evomerge.scoring.bound import Bound
+from evomerge.scoring.contamination import refuse_contamination
 from evomerge.scoring.harness import Harness, score_key
+from evomerge.scoring.suite import GuardConfig, Suite
 from evomerge.scoring.tasks import document_hash
 
 from .conftest import CHOSEN, WRITTEN, write_task
@@ -254,3 +257,49 @@ def test_data_files_may_be_patterns_lists_and_json_arrays(tmp_path) -> None:
     harness = task(tmp_path, **{"dataset_kwargs:": "dataset_kwargs: {data_files: {test: ['o*.jsonl', two.json]}}"})
 
     assert [document["gold"] for document in harness.documents["mine"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "bound", "message"),
+    [
+        ("exact_match, aggregation: mean, higher_is_better: true", {"floor": 0.5}, None),
+        ("exact_match, aggregation: mean, higher_is_better: false", {"ceiling": 0.5}, None),
+        (
+            "exact_match, aggregation: mean, higher_is_better: true",
+            {"ceiling": 0.5},
+            "more is better of exact_match.*write `floor`",
+        ),
+        (
+            "exact_match, aggregation: mean, higher_is_better: false",
+            {"floor": 0.5},
+            "less is better of exact_match.*write `ceiling`",
+        ),
+        (
+            "exact_match, aggregation: mean, higher_is_better: null",
+            {"loss": 0.02},
+            "does not say whether more of exact_match is better",
+        ),
+    ],
+)
+def test_a_guard_goes_the_way_of_its_metric_and_needs_one(tmp_path, metrics, bound, message) -> None:
+    template = WRITTEN.replace("exact_match, aggregation: mean, higher_is_better: true", metrics)
+    write_task(tmp_path, "mine", [{"prompt": "x", "answer": "b"}], template)
+    harness = Harness(["mine"], [str(tmp_path)])
+    guard = GuardConfig({"mine": Bound(**bound)})
+
+    if message is None:
+        harness.refuse_guards(guard)
+    else:
+        with pytest.raises(GuardError, match=message):
+            harness.refuse_guards(guard)
+
+
+def test_two_tasks_over_the_same_documents_are_known_by_their_contents(tmp_path) -> None:
+    for name in ("mine", "twin"):
+        write_task(tmp_path, name, [{"prompt": "x", "answer": "b"}], WRITTEN)
+    harness = Harness(["mine", "twin"], [str(tmp_path)])
+
+    assert harness.contents()["mine"] == harness.contents()["twin"]
+    assert harness.catalogue()["mine"] != harness.catalogue()["twin"]
+    with pytest.raises(GuardError, match=r"guard.tasks.twin: 1 of its 1 documents are in suite.tasks.mine too"):
+        refuse_contamination(Suite({"mine": 1.0}), GuardConfig({"twin": 0.1}), harness.contents())

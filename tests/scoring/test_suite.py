@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -122,7 +123,9 @@ def test_included_folders_are_taken_from_beside_the_file(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        ({"ewc": 0.1}, GuardError, "guard.ewc: the EWC guard comes with a later version"),
+        ({"ewc": 0.1}, DocumentError, "guard.ewc: expected a mapping, found a number"),
+        ({"ewc": {"fisher": "f", "limits": {}}}, GuardError, "guard.ewc.limits: limits no source"),
+        ({"ewc": {"fisher": "f", "limits": {"base": -1}}}, DocumentError, "-1 is outside"),
         ({"tasks": {"past": 2}}, DocumentError, "guard.tasks.past: 2 is outside"),
         ({"tasks": {"past": 0.1}, "seald": 5}, DocumentError, "did you mean 'sealed'"),
     ],
@@ -165,3 +168,23 @@ def test_suites_and_scores_load_no_heavy_library() -> None:
     code = f"import sys, evomerge.scoring; print([name for name in {heavy} if name in sys.modules])"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_documents_held_back_for_repair_lie_between_sealed_and_select() -> None:
+    catalogue = {task: [f"{task}{i}" for i in range(400)] for task in ("sort", "past")}
+    suite = Suite({"sort": 1.0}, rungs=(20, 40), select=30, sealed=50)
+    without = split(suite, GuardConfig({"past": 0.02}, sealed=60), catalogue)
+
+    held = split(replace(suite, repair=25), GuardConfig({"past": 0.02}, sealed=60, repair=35), catalogue)
+
+    assert without.repair == {}
+    assert "repair" not in without.to_data()
+    assert {task: len(docs) for task, docs in held.repair.items()} == {"sort": 25, "past": 35}
+    assert held.sealed == without.sealed
+    for task in held.search:
+        parts = [held.search[task], held.select[task], held.sealed[task], held.repair[task]]
+        assert len(set().union(*parts)) == sum(map(len, parts))
+    assert Splits.from_data(held.to_data()) == held
+    assert Splits.from_data(held.to_data()).repair == held.repair
+    with pytest.raises(SuiteError, match=r"give suite\.repair too"):
+        split(suite, GuardConfig({"past": 0.02}, repair=35), catalogue)

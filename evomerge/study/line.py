@@ -1,0 +1,53 @@
+"""A study as one release of a line: the ledger that lies beside the base, what it holds the winner to, and what it gains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evomerge.candidate.checkpoint import Checkpoint
+from evomerge.errors import GuardError
+from evomerge.guards.criteria import criteria
+from evomerge.guards.ledger import Ledger, hold
+from evomerge.guards.verdict import Verdict
+from evomerge.recipe import locate
+from evomerge.scoring.scores import Scores
+from evomerge.scoring.suite import GuardConfig
+
+FILE = "ledger.jsonl"
+
+
+def ledger_beside(model: str | Path) -> Ledger | None:
+    """The ledger that came with a model directory: in it, or beside the `model/` of a study. Raises GuardError where it was
+    edited, or is not this model's."""
+    path = locate(str(model))
+    places = [path / FILE, *([path.parent / FILE] if path.name == "model" else [])]
+    found = next((place for place in places if place.is_file()), None)
+    return None if found is None else ledger_of(found, path)
+
+
+def ledger_of(file: str | Path, parent: str | Path) -> Ledger:
+    """A ledger whose line the parent belongs to, where the parent is a model directory. Raises GuardError."""
+    ledger = Ledger.read(file)
+    known = {release.model for release in ledger.releases}
+    if Path(parent).is_dir() and known and Checkpoint.open(str(parent)).fingerprint not in known:
+        raise GuardError(f"{file}: no release of {ledger.line!r} has the weights of {parent}; give the ledger of this line")
+    return ledger
+
+
+def budgets(guard: GuardConfig) -> dict[str, float]:
+    """The flip budget of each guard task that has one."""
+    return {one.task: one.limit for one in criteria(guard) if one.measure == "flips"}
+
+
+def known_documents(ledger: Ledger, guard: GuardConfig, catalogue: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """The documents of the guard's budgeted tasks that the line was ever asked."""
+    best = ledger.best
+    known = {task: [doc for doc, found in enumerate(catalogue[task]) if found in best.get(task, {})] for task in budgets(guard)}
+    return {task: docs for task, docs in known.items() if docs}
+
+
+def held(ledger: Ledger, guard: GuardConfig, scores: Scores) -> dict[str, Verdict]:
+    """The verdicts of the line, named apart from those of the parent; tasks that are new to it are not judged."""
+    old = {task: budget for task, budget in budgets(guard).items() if task in ledger.best}
+    return {f"{task} of the line": verdict for task, verdict in hold(ledger, scores, old).items()}
