@@ -4,6 +4,7 @@
     {range: [0.0, 1.2], points: 4}      a curve over depth, from four control points
     {range: [0.0, 1.2], rows: 4}        one number for each of four equal groups of a tensor's rows
     {range: [0.1, 1.0], start: 0.2}     where the search begins; the middle otherwise
+    {range: [0.1, 1.0], start: [0.2, 0.5]}       several beginnings: each is tried, and the search goes on from the best
     {choice: [a, b]}                    one of several values, or of several sub-trees that are joined with the keys beside them
 
 A parameter's name is its path in the file: `rules[0].weight.math@2`. Every parameter is proposed in every trial, also those of
@@ -36,9 +37,14 @@ class Parameter:
     name: str
     low: float
     high: float
-    start: float
+    starts: tuple[float, ...]
     log: bool = False
     options: int = 0
+
+    def start(self, place: int) -> float | int:
+        """Its value at one of the beginnings; a single one is all of them."""
+        value = self.starts[min(place, len(self.starts) - 1)]
+        return int(value) if self.options else value
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -62,6 +68,7 @@ class Space:
         """A space from plain data, tried at the ends of every range and at every choice. Raises RecipeError or DocumentError."""
         template = Block(data, place, ["base", "sources", "rules", "context", "heal", "dtype", "seed"]).data
         space = cls(template, place, root, tuple(_parameters(template, "", place)))
+        _check_starts(space)
         for corner in space.corners():
             space.build(corner)
         return space
@@ -70,8 +77,13 @@ class Space:
         return {parameter.name: parameter.distribution() for parameter in self.parameters}
 
     def start(self) -> dict[str, float | int]:
-        """Where the search begins."""
-        return {p.name: int(p.start) if p.options else p.start for p in self.parameters}
+        """Where the search begins: the first of its beginnings."""
+        return self.starts()[0]
+
+    def starts(self) -> list[dict[str, float | int]]:
+        """All beginnings."""
+        count = max((len(p.starts) for p in self.parameters), default=1)
+        return [{p.name: p.start(place) for p in self.parameters} for place in range(count)]
 
     def corners(self) -> Iterator[dict[str, float | int]]:
         """All ranges at their low, then their high end, for each option of each choice: what must already be a valid recipe."""
@@ -120,10 +132,28 @@ def _range(tree: Mapping[str, Any], path: str, place: Place) -> Iterator[Paramet
         raise RecipeError(f"{place}: the range [{low:g}, {high:g}] is upside down or empty; write the smaller end first")
     if log and low <= 0:
         raise RecipeError(f"{place}: a logarithmic range must begin above 0, here it begins at {low:g}")
-    middle = math.sqrt(low * high) if log else (low + high) / 2
-    start = float(block.number("start", middle, low=low, high=high))
+    starts = tuple(_starts(block, low, high, math.sqrt(low * high) if log else (low + high) / 2))
     for name in _names(path, block.integer("rows", 1, low=1), block.integer("points", 1, low=1)):
-        yield Parameter(name, low, high, start, log)
+        yield Parameter(name, low, high, starts, log)
+
+
+def _starts(block: Block, low: float, high: float, middle: float) -> Iterator[float]:
+    if not isinstance(block.get("start", middle), list):
+        yield float(block.number("start", middle, low=low, high=high))
+        return
+    given = block.sequence("start")
+    if not given:
+        raise RecipeError(f"{block.place / 'start'}: an empty list; give a number, or one for each beginning")
+    each = Block({str(i): value for i, value in enumerate(given)}, block.place / "start", [str(i) for i in range(len(given))])
+    yield from (float(each.number(str(i), low=low, high=high)) for i in range(len(given)))
+
+
+def _check_starts(space: Space) -> None:
+    """Several beginnings are as many everywhere: the first number of one list belongs to the first of each other."""
+    lengths = {len(p.starts): p.name for p in space.parameters if len(p.starts) > 1}
+    if len(lengths) > 1:
+        (few, one), (many, other), *_ = sorted(lengths.items())
+        raise RecipeError(f"{space.place}: {one} has {few} starts and {other} {many}; give as many everywhere, or one number")
 
 
 def _names(path: str, rows: int, points: int) -> list[str]:
@@ -146,7 +176,7 @@ def _choice(tree: Mapping[str, Any], path: str, place: Place) -> Parameter:
                 )
             if twice := set(option) & set(tree):
                 raise RecipeError(f"{place / 'choice' / i}: {', '.join(sorted(twice))} stands beside the choice and inside it")
-    return Parameter(_join(path, "choice"), 0, len(options) - 1, 0, options=len(options))
+    return Parameter(_join(path, "choice"), 0, len(options) - 1, (0,), options=len(options))
 
 
 def _join(path: str, key: str) -> str:

@@ -62,6 +62,21 @@ def test_the_start_is_given_or_the_middle():
     assert start["context.factor"] == 2.0  # the middle of a logarithmic range
 
 
+def test_several_starts_are_joined_by_their_places():
+    text = TEXT.replace("start: 0.3", "start: [0.3, 0.9]").replace("[1.0, 4.0], log", "[1.0, 4.0], start: [1.5, 3], log")
+    first, second = space(text).starts()
+
+    assert space(text).start() == first
+    assert [(each["rules[0].weight.code#0@0"], each["context.factor"]) for each in (first, second)] == [(0.3, 1.5), (0.9, 3.0)]
+    assert first["rules[0].weight.math@0"] == second["rules[0].weight.math@0"] == 0.6
+
+
+def test_starts_of_unlike_number_are_refused():
+    text = TEXT.replace("start: 0.3", "start: [0.3, 0.9]").replace("[1.0, 4.0], log", "[1.0, 4.0], start: [1, 2, 3], log")
+    with pytest.raises(RecipeError, match=r"code#1@1 has 2 starts and context\.factor 3; give as many everywhere"):
+        space(text)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_same_recipe_comes_back_from_stored_values(seed):
     drawn = values(space(), seed)
@@ -113,6 +128,8 @@ def test_any_optuna_sampler_can_suggest(sampler):
         (("[0.0, 0.9]", "[0.0]"), "a range has two ends"),
         (("{range: [0.0, 0.9]}", "{range: [0.0, 0.9], point: 3}"), "unknown key 'point'; did you mean 'points'?"),
         (("start: 0.3", "start: 3"), "start: 3 is outside [0, 1.2]"),
+        (("start: 0.3", "start: [0.3, 3]"), "start.1: 3 is outside [0, 1.2]"),
+        (("start: 0.3", "start: []"), "an empty list; give a number, or one for each beginning"),
         (("{method: task_arithmetic}", "{method: task_arithmetic, match: x}"), "match stands beside the choice and inside it"),
         (("choice: [true, false]", "choice: []"), "`choice` takes a list of at least one option"),
         (("{method: task_arithmetic}", "task_arithmetic"), "an option beside other keys must be a mapping"),

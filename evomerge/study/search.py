@@ -91,7 +91,7 @@ def sampler_of(experiment: Experiment) -> Any:
 
     search, space = experiment.search, experiment.space
     return make_sampler(
-        search.sampler, seed=search.seed, space=space.distributions(), start=space.start(), **search.sampler_options
+        search.sampler, seed=search.seed, space=space.distributions(), start=space.starts(), **search.sampler_options
     )
 
 

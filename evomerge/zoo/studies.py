@@ -82,7 +82,7 @@ def experiment(space: Path, family: Path, variant: str, trials: int | None = Non
         search["trials"] = trials
         search.pop("budget", None)
     if variant == "one-weight":
-        weight = {name: {"range": [-0.1, 0.8], "start": 0.12} for name in recipe["sources"]}
+        weight = {name: {"range": [-0.1, 0.8], "start": [0.12, 0.33]} for name in recipe["sources"]}
         kept = {key: recipe[key] for key in ("base", "sources")}
         data["recipe"] = {**kept, "rules": [{"match": "*", "method": "task_arithmetic", "weight": weight}]}
     return data

@@ -34,6 +34,7 @@ CASES = {
     "cmaes plain": ("cmaes", {}, FLOATS, 40),
     "cmaes restarted": ("cmaes", {"population": 4, "collapsed": 0.15}, FLOATS, 40),
     "cmaes lr_adapt": ("cmaes", {"lr_adapt": True, "population": 4}, SPACE, 40),
+    "cmaes from several": ("cmaes", {"start": [{"x0": 0.1}, {"x0": 0.9, "x1": 0.9}, {"x0": 0.2}]}, FLOATS, 40),
     "cmaes wide": ("cmaes", {"population": 5}, WIDE, 24),
     "tpe": ("tpe", {"n_startup_trials": 5}, SPACE, 24),
     "gp": ("gp", {"n_startup_trials": 3}, {"weight": SPACE["weight"], "choice": SPACE["choice"]}, 7),
@@ -162,7 +163,7 @@ def test_another_process_goes_on_with_the_same_proposals(tmp_path, request):
     assert json.loads(done.stdout) == {name: proposals(trials) for name, trials in whole.items()}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "cmaes from several"])  # its first are no draws
 def test_the_seed_decides(case):
     space, count = CASES[case][2:]
     one, again, other = (proposals(go(study_of(sampler_of(case, seed)), space, min(count, 8))) for seed in (1, 1, 2))
@@ -250,6 +251,18 @@ def test_the_start_is_the_first_proposal_and_only_the_first(case):
 
     assert {name: first[name] for name in start} == start
     assert {name: second[name] for name in start} != start
+
+
+@pytest.mark.parametrize("case", ["cmaes", "tpe", "gp", "nsga2", "qmc", "random"])
+def test_several_starts_are_the_first_proposals_in_their_order(case):
+    space = CASES[case][2]
+    starts = [{"weight": 0.25, "choice": 2}, {"weight": 0.75, "choice": 0}]
+    study = study_of(sampler_of(case, start=starts))
+
+    asked = [study.ask(space).params for _ in range(3)]
+
+    assert [{name: params[name] for name in ("weight", "choice")} for params in asked[:2]] == starts
+    assert asked[2]["weight"] not in (0.25, 0.75)
 
 
 @pytest.mark.parametrize("case", ["cmaes", "tpe", "gp", "nsga2"])

@@ -303,6 +303,22 @@ def test_the_start_is_the_centre_of_the_first_proposals():
     assert middle["x0"] == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize("told", [(0.1, 0.9, 0.2), (0.9, 0.1, 0.2)])
+def test_of_several_starts_the_best_is_the_centre(told):
+    starts = [{"x0": 0.1}, {"x0": 0.8}, {"x0": 0.5}]
+    study = study_of(UNIT, start=starts, sigma=0.02)
+    asked = [study.ask(UNIT) for _ in starts]
+    early = study.ask(UNIT).params["x0"]  # by a second worker, before any start is told
+    for trial, value in zip(asked, told, strict=True):
+        study.tell(trial, value)
+
+    first = [study.ask(UNIT).params["x0"] for _ in range(40)]
+
+    best = starts[int(np.argmin(told))]["x0"] if study.direction.name == "MINIMIZE" else starts[int(np.argmax(told))]["x0"]
+    assert early == pytest.approx(0.1, abs=0.1)
+    assert np.mean(first) == pytest.approx(best, abs=0.03)
+
+
 def test_several_objectives_are_refused():
     study = optuna.create_study(sampler=CmaEs(), directions=["minimize", "minimize"])
 

@@ -14,7 +14,7 @@ from evomerge.errors import RecipeError
 
 from .borrowed import Borrowed, Gp, Nsga2, Tpe
 from .cma_es import CmaEs
-from .seeded import Seeded
+from .seeded import Seeded, Start
 from .uniform import Qmc, Random
 
 SAMPLERS: dict[str, type[Seeded]] = {"cmaes": CmaEs, "tpe": Tpe, "gp": Gp, "nsga2": Nsga2, "qmc": Qmc, "random": Random}
@@ -27,7 +27,7 @@ def make_sampler(
     *,
     seed: int,
     space: Mapping[str, BaseDistribution] | None = None,
-    start: Mapping[str, Any] | None = None,
+    start: Start = None,
     **options: Any,
 ) -> BaseSampler:
     """A sampler of the table or of `module:Class`, for a known space; `options` are its own.

@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from .seeded import Seeded, Space, seed_for
+from .seeded import Seeded, Space, Start, seed_for
 
 
 class Borrowed(Seeded):
@@ -25,7 +25,7 @@ class Borrowed(Seeded):
         *,
         seed: int = 0,
         space: Mapping[str, BaseDistribution] | None = None,
-        start: Mapping[str, Any] | None = None,
+        start: Start = None,
         make: Callable[..., BaseSampler] | None = None,
         **options: Any,
     ) -> None:
@@ -42,8 +42,9 @@ class Borrowed(Seeded):
         return self._fresh(self.draw(study, trial)).sample_relative(self._view(study, space), trial, space)
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        if param_name in self.start and self._begins(study, trial, [param_name]):
-            return self.start[param_name]
+        start = self.beginning(study, trial, [param_name])
+        if start is not None and param_name in start:
+            return start[param_name]
         sampler = self._fresh(self.draw(study, trial), param_name)
         return sampler.sample_independent(self._view(study, [param_name]), trial, param_name, param_distribution)
 

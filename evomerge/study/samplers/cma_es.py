@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .cube import Cube, Vector
 from .evolution import Asked, Evolution, Settings, Told
-from .seeded import Seeded, Space, seed_for
+from .seeded import Seeded, Space, Start, seed_for
 
 ASKED = "cmaes:asked"  # on a trial: the run that asked for it, and its steps and choices before rounding
 ARRIVAL = "cmaes:arrival"  # on a trial: how many had finished before it; with several workers not the order of numbers
@@ -30,11 +30,13 @@ class Replay:
 
     study: str
     cube: Cube
+    settings: Settings
     evolution: Evolution
     seen: list[int] = field(default_factory=list)
 
-    def is_behind(self, study: str, cube: Cube, arrived: list[int]) -> bool:
-        return self.study == study and self.cube.space == cube.space and self.seen == arrived[: len(self.seen)]
+    def is_behind(self, study: str, cube: Cube, settings: Settings, arrived: list[int]) -> bool:
+        same = self.study == study and self.cube.space == cube.space and self.settings == settings
+        return same and self.seen == arrived[: len(self.seen)]
 
 
 class CmaEs(Seeded):
@@ -43,7 +45,8 @@ class CmaEs(Seeded):
         study = optuna.create_study(sampler=CmaEs(seed=1))
 
     Infeasible trials rank behind all feasible ones, by the sum of their violations. Failed trials are skipped.
-    A distribution that has collapsed begins again somewhere else.
+    A distribution that has collapsed begins again somewhere else. Of several beginnings each is proposed first, and what was
+    told of them so far says where the distribution is begun.
 
     Args:
         seed, space, start: as for every sampler. Without a start it is the middle, for choices always.
@@ -58,7 +61,7 @@ class CmaEs(Seeded):
         *,
         seed: int = 0,
         space: Mapping[str, BaseDistribution] | None = None,
-        start: Mapping[str, Any] | None = None,
+        start: Start = None,
         sigma: float = 1 / 6,
         population: int | None = None,
         lr_adapt: bool = False,
@@ -74,7 +77,13 @@ class CmaEs(Seeded):
         return super().infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
-        return self.propose(study, trial, search_space) if search_space else {}
+        if not search_space:
+            return {}
+        start = self.beginning(study, trial, search_space) if len(self.starts) > 1 else None
+        if start is None:
+            return self.propose(study, trial, search_space)
+        cube = Cube(search_space)
+        return cube.params(cube.point(start))
 
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
         replay = self._caught_up(study, Cube(space))
@@ -94,17 +103,26 @@ class CmaEs(Seeded):
         arrived = sorted(complete, key=lambda trial: (trial.system_attrs.get(ARRIVAL, trial.number), trial.number))
         numbers = [trial.number for trial in arrived]
         replay = self._replays.pop() if self._replays else None
-        if replay is None or not replay.is_behind(study.study_name, cube, numbers):
-            replay = Replay(study.study_name, cube, Evolution(self._settings(cube)))
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        settings = self._settings(cube, self._best_start(arrived, cube, sign))
+        if replay is None or not replay.is_behind(study.study_name, cube, settings, numbers):
+            replay = Replay(study.study_name, cube, settings, Evolution(settings))
         for trial in arrived[len(replay.seen) :]:
             replay.seen.append(trial.number)
             if cube.space.keys() <= trial.params.keys():
                 replay.evolution.tell(_told(trial, cube, sign))
         return replay
 
-    def _settings(self, cube: Cube) -> Settings:
-        near = {k: v for k, v in self.start.items() if not isinstance(cube.space.get(k), CategoricalDistribution)}
+    def _best_start(self, arrived: Sequence[FrozenTrial], cube: Cube, sign: float) -> Mapping[str, Any]:
+        """The beginning that turned out best so far; the first before any did."""
+        own = [trial for trial in arrived if ASKED not in trial.system_attrs and cube.space.keys() <= trial.params.keys()]
+        told = [(trial.params, _told(trial, cube, sign)) for trial in own]
+        points = [cube.params(cube.point(start)) for start in self.starts] if len(self.starts) > 1 else []
+        tried = [(each.violation, each.loss, points.index(params)) for params, each in told if params in points]
+        return self.starts[min(tried)[2]] if tried else next(iter(self.starts), {})
+
+    def _settings(self, cube: Cube, start: Mapping[str, Any]) -> Settings:
+        near = {k: v for k, v in start.items() if not isinstance(cube.space.get(k), CategoricalDistribution)}
         population = self.population or 4 + math.floor(3 * math.log(len(cube)))
         mean, cells = tuple(cube.point(near).tolist()), tuple(cube.cells.tolist())
         return Settings(mean, cells, self.seed, self.sigma, population, self.lr_adapt, self.collapsed)

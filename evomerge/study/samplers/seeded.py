@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from abc import abstractmethod
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial
 from .cube import Cube
 
 Space = dict[str, BaseDistribution]
+Start = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 DRAW = "evomerge:draw"  # on a trial: the number that it was seeded with
 
 
@@ -38,15 +39,13 @@ class Seeded(BaseSampler):
         seed: 0 or more; with the trial number it decides every draw.
         space: the whole space where it is known, as in `study.ask(space)`. Without it the sampler learns what all finished trials
             have in common, as in a define-by-run objective, and other parameters are drawn one by one.
-        start: where to begin, by name; the very first proposal, except for CMA-ES, which begins around it.
+        start: where to begin, by name, or several such; the very first proposals. CMA-ES begins around the one, or the best.
     """
 
-    def __init__(
-        self, *, seed: int = 0, space: Mapping[str, BaseDistribution] | None = None, start: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, *, seed: int = 0, space: Mapping[str, BaseDistribution] | None = None, start: Start = None) -> None:
         self.seed = seed
         self.space = None if space is None else dict(sorted(space.items()))
-        self.start = dict(start or {})
+        self.starts = [dict(start)] if isinstance(start, Mapping) else [dict(each) for each in start or ()]
         self._learned: dict[str, IntersectionSearchSpace] = {}
 
     @abstractmethod
@@ -73,18 +72,21 @@ class Seeded(BaseSampler):
         if not search_space:
             return {}
         proposal = self.propose(study, trial, search_space)
-        if self._begins(study, trial, search_space):
+        start = self.beginning(study, trial, search_space)
+        if start is not None:
             cube = Cube(search_space)
-            return cube.params(cube.point({})) | {name: self.start[name] for name in search_space if name in self.start}
+            return cube.params(cube.point({})) | {name: start[name] for name in search_space if name in start}
         return proposal
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        if param_name in self.start and self._begins(study, trial, [param_name]):
-            return self.start[param_name]
+        start = self.beginning(study, trial, [param_name])
+        if start is not None and param_name in start:
+            return start[param_name]
         rng = np.random.default_rng(seed_for(self.seed, self.draw(study, trial), param_name))
         return Cube({param_name: param_distribution}).params(rng.random(1))[param_name]
 
-    def _begins(self, study: Study, trial: FrozenTrial, names: Container[str]) -> bool:
-        """Whether nothing has been tried in this space yet and a start is given."""
+    def beginning(self, study: Study, trial: FrozenTrial, names: Container[str]) -> dict[str, Any] | None:
+        """The beginning that is this trial's to propose, None after as many trials in this space as there are beginnings."""
         others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
-        return bool(self.start) and not any(name in names for other in others for name in other.params)
+        begun = sum(any(name in names for name in other.params) for other in others)
+        return self.starts[begun] if begun < len(self.starts) else None
