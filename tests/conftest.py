@@ -16,3 +16,17 @@ from tests.laboratory import build
 def laboratory(tmp_path):
     """A folder with a small experiment that runs in seconds; see laboratory.py."""
     return build(tmp_path)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """What `torch.empty` gives is NaN, so that an output nobody wrote shows."""
+    import torch
+
+    empty = torch.empty
+
+    def poisoned(*size, **options):
+        tensor = empty(*size, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)

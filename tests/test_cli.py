@@ -112,7 +112,7 @@ def test_an_interrupted_search_writes_its_report_and_ends_with_130(laboratory):
         ),  # a test run in the background ignores it, and passes that on
     )
     deadline = time.monotonic() + 120
-    while not list((laboratory / "study/trials").glob("0003*")) and time.monotonic() < deadline:
+    while running.poll() is None and not list((laboratory / "study/trials").glob("0003*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     shown, said = running.communicate(timeout=60)

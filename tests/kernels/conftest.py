@@ -7,15 +7,8 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """What `torch.empty` gives is NaN, so that an output nobody wrote shows."""
-    empty = torch.empty
-
-    def poisoned(*size, **options):
-        tensor = empty(*size, **options)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+def poison(poisoned_memory):
+    """Everywhere in this room."""
 
 
 needs_triton = pytest.mark.skipif(
