@@ -258,18 +258,21 @@ class Loop:
 
     def _proposals(self) -> Iterator[Life[tuple[Trial, Outcome]]]:
         proposed = len(self.outcomes)
+        # numbers of what several workers had in hand when they were killed are not given again: a folder keeps its name
+        number = 1 + max((int(outcome.name.split("-")[0]) for outcome in self.outcomes), default=-1)
         while proposed < self.experiment.search.trials and self._time_left():
             proposed += 1
             with self._own_time():
                 trial = self.study.ask(self.distributions)
-            yield self._trial(trial)
+            yield self._trial(trial, number)
+            number += 1
 
-    def _trial(self, trial: Trial) -> Life[tuple[Trial, Outcome]]:
+    def _trial(self, trial: Trial, number: int) -> Life[tuple[Trial, Outcome]]:
         try:
             recipe = self.experiment.space.build(trial.params)
         except EvomergeError as error:
-            return trial, Outcome(f"{trial.number:04d}-invalid", self._built(trial.params), "failed", reason=str(error))
-        name = f"{trial.number:04d}-{recipe.key()[:8]}"
+            return trial, Outcome(f"{number:04d}-invalid", self._built(trial.params), "failed", reason=str(error))
+        name = f"{number:04d}-{recipe.key()[:8]}"
         seen = next((o for o in self.outcomes if o.name[5:] == name[5:] and o.state != "failed"), None)
         if seen is not None:
             return trial, replace(seen, name=name, arrivals=(), seconds={}, reason=f"same recipe as {seen.name}")

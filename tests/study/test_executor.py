@@ -1,5 +1,6 @@
 """Jobs in, results out; a worker that dies costs a restart and no trial."""
 
+import time
 from functools import partial
 
 import pytest
@@ -69,6 +70,23 @@ def test_a_worker_that_dies_loses_no_job(tmp_path):
     assert [len(result.scores) for result in ended["x"]] == [3, 3, 3]
     assert [len(result.scores) for result in ended["y"]] == [3, 3, 3]
     assert (tmp_path / "died").exists()
+
+
+def test_a_worker_that_dies_in_the_middle_of_its_answer_loses_no_job(tmp_path):
+    def long(name):
+        return name, (yield Job(None, {"long": list(range(100_000))}))  # more than a pipe holds
+
+    pool = Pool(partial(Answering, tmp_path), 2)
+    lives = pool.run(iter([life("x", "a"), long("y")]))
+    next(lives)
+    (lane,) = [lane for lane in pool.lanes if lane.life is not None]
+    assert lane.pipe.poll(60)  # it has begun to answer, and nobody reads
+    time.sleep(0.5)  # until the pipe is full
+    lane.process.kill()
+    ((_, result),) = lives
+    pool.close()
+
+    assert len(result.scores) == 100_000
 
 
 def test_a_job_that_kills_every_worker_is_given_up_with_the_reason(tmp_path):

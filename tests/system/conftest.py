@@ -42,7 +42,7 @@ def calls(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def whole(laboratory):
     """A search that nothing happened to: its folder, what it scored in order, every change it made on disk in order."""
-    study, calls, steps = laboratory / "whole", laboratory / "whole-calls.log", laboratory / "steps.log"
+    study, calls, steps = laboratory / "whole" / "study", laboratory / "whole-calls.log", laboratory / "steps.log"
 
     def watched():
         os.environ["CALLS"] = str(calls)

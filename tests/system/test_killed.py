@@ -1,6 +1,7 @@
 """`kill -9`, then the same command again: nothing finished is lost or done twice, and all ends as if nothing had happened."""
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -36,7 +37,7 @@ def test_killed_before_any_kind_of_change_on_disk(laboratory, whole, tmp_path, c
 
     assert len(places) > 50
     for number, (step, count) in enumerate(places.items()):
-        study = tmp_path / str(number)
+        study = tmp_path / str(number) / "study"  # the name stands in the ledger
         calls.unlink(missing_ok=True)
         run = partial(search, laboratory / "space.yaml", study, workers=1, resume=True)
         killed = forked(run, dies_at(study, step, chance.randint(1, count)))
@@ -81,17 +82,19 @@ def test_the_command_killed_again_and_again_at_random_moments(laboratory, whole,
 
 
 def test_a_search_over_real_models_killed_twice_ends_as_if_nothing_had_happened(tmp_path, chance):
-    def words(name):
-        return arguments(ROOT / "tests/system", tmp_path / name, space="zoo.yaml")
+    whole, study = tmp_path / "whole/study", tmp_path / "study"
 
-    undisturbed = finished(words("whole"))
+    def words(out):
+        return arguments(ROOT / "tests/system", out, space="zoo.yaml")
+
+    undisturbed = finished(words(whole))
     for phase in ("trials", "sealed"):
-        kill(started(words("study")), phase, chance.uniform(0, 1))
-    done = finished(words("study"))
+        kill(started(words(study)), phase, chance.uniform(0, 1))
+    done = finished(words(study))
 
     assert (done.returncode, undisturbed.returncode) == (3, 3), done.stderr
-    assert len(trials(tmp_path / "study")) == 5
-    assert remains(tmp_path / "study") == remains(tmp_path / "whole")
+    assert len(trials(study)) == 5
+    assert remains(study) == remains(whole)
 
 
 def test_a_controller_killed_takes_its_pool_with_it_and_loses_no_trial(laboratory, tmp_path):
@@ -109,5 +112,18 @@ def test_a_controller_killed_takes_its_pool_with_it_and_loses_no_trial(laborator
     assert trials(tmp_path / "study")[: len(finished_then)] == finished_then
     assert counted.items() <= marks(tmp_path / "study").items()
     ended = [user["folder"] for *_, user, _ in trials(tmp_path / "study")]
-    assert [int(name[:4]) for name in ended] == list(range(60))
+    assert len({name[:4] for name in ended}) == len(ended) == 60
     assert sorted(ended) == sorted(folder.name for folder in (tmp_path / "study/trials").iterdir())
+
+
+def test_a_study_killed_while_its_second_certificate_was_written_does_not_end_with_the_first(laboratory, tmp_path):
+    study = tmp_path / "study"
+    more = arguments(laboratory, study, "--trials", "25")
+    forked(arguments(laboratory, study, "--trials", "3"))
+    killed = forked(more, dies_at(study, "os.rename certificate.json.draft", 1))
+    before = json.loads((study / "certificate.json").read_text())["trials"]
+    done = forked(more)
+
+    assert (killed.returncode, before) == (-signal.SIGKILL, 3)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((study / "certificate.json").read_text())["trials"] == 25

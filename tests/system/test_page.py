@@ -62,7 +62,7 @@ def test_verdict_table_and_pictures_are_there_to_be_seen(page, whole):
     rows = [shown["text"] for shown in page.ask(SHOWN, "section:first-of-type tbody td:first-child")]
     assert [name for name in certificate["sealed"] if name != "winner"] == rows[:-1]
     pictures = page.ask(SHOWN, "svg")
-    assert len(pictures) == 3
+    assert len(pictures) >= 3
     assert all(picture["visible"] and picture["height"] > 80 for picture in pictures)
 
 
