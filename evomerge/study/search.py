@@ -56,7 +56,7 @@ def search(
     splits, fingerprints = prepare(experiment)
     identity = {**experiment.identity(), "documents": splits.hash, **fingerprints}
     with room_in(directory), held(Record.open(directory, identity, resume=resume)) as record:
-        if (done := record.read_json("certificate.json")) and done["limits"] == experiment.search.limits():
+        if (done := record.read_json("certificate.json")) and done.get("limits") == experiment.search.limits():
             return int(done["ending"])
         return Loop(experiment, record, splits, workers or default_workers(), watch or Nobody()).run()
 
