@@ -87,13 +87,8 @@ def of_transformers(candidate: Candidate, prompts: list[list[int]]) -> list[list
     ]
 
 
-def furthest(ours: list[list[float]], theirs: list[list[float]], *, relative: bool = False) -> float:
-    """The largest difference, in nats; of what is beyond one nat a share of it where `relative`.
-
-    Random letters are worth -60 nats to a model of the zoo, and float32 keeps seven digits of that.
-    """
-    pairs = [(a, b) for left, right in zip(ours, theirs, strict=True) for a, b in zip(left, right, strict=True)]
-    return max(abs(a - b) / (max(1.0, abs(b)) if relative else 1.0) for a, b in pairs)
+def furthest(ours: list[list[float]], theirs: list[list[float]]) -> float:
+    return max(abs(a - b) for left, right in zip(ours, theirs, strict=True) for a, b in zip(left, right, strict=True))
 
 
 def said_by_vllm(folder: Path) -> tuple[list[list[float]], list[list[int]]]:

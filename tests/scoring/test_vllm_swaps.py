@@ -63,10 +63,10 @@ def test_thirty_swaps_leave_no_trace(kind, scorer, sources):
         scorer.load(model)
         said = spoken(scorer.engine)
         starts = starts or scorer.starts
-        gaps.append(furthest(said[0], of_transformers(model, PROMPTS), relative=True))
+        gaps.append(furthest(said[0], of_transformers(model, PROMPTS)))
 
         assert name == "mixed" or said == fresh[name]
-    assert max(gaps) < 1e-5
+    assert max(gaps) < NEAR  # in float32 transformers itself is up to 7.4e-5 from its own float64 on the tied pair
     assert scorer.starts == starts
 
 
