@@ -71,7 +71,7 @@ def search(
     if dry_run:
         from evomerge.report.outlook import outlook
 
-        print(outlook(space, trials, seconds))
+        print(outlook(space, trials, seconds, workers))
         return
     from evomerge.study.search import search as run
 

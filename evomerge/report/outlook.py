@@ -9,12 +9,13 @@ from evomerge.guards.regression import documents_needed, smallest_margin
 from evomerge.report.tables import align
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import baselines, parents
+from evomerge.study.devices import describe, seats
 from evomerge.study.experiment import Experiment
 from evomerge.study.search import prepare, with_limits
 
 
-def outlook(path: str | Path, trials: int | None = None, budget: float | None = None) -> str:
-    """Dimensions, documents and guards of an experiment, after the same checks as a run. Raises EvomergeError."""
+def outlook(path: str | Path, trials: int | None = None, budget: float | None = None, workers: int | None = None) -> str:
+    """Dimensions, devices, documents and guards of an experiment, after the same checks as a run. Raises EvomergeError."""
     experiment = with_limits(Experiment.read(path), trials, budget)
     splits, _ = prepare(experiment)
     search = experiment.search
@@ -23,6 +24,7 @@ def outlook(path: str | Path, trials: int | None = None, budget: float | None = 
     lines = [
         f"{path}: {len(experiment.space.parameters)} parameters, {search.trials} trials by {search.sampler}{until}",
         f"first the {len(parents(experiment.space))} parents and {hand_made} baselines; seed {search.seed}",
+        describe(experiment.scoring, seats(experiment.scoring, workers)),
         "",
         *_documents(experiment, splits),
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ SCORERS = {
     "vllm": "evomerge.scoring.vllm:VllmScorer",
     "function": "evomerge.scoring.function:FunctionScorer",
 }
+RANKS = ("tensor_parallel_size", "pipeline_parallel_size")  # of vLLM's arguments
 DTYPES = ("float32", "bfloat16", "float16")
 LM_EVAL = ("num_fewshot", "apply_chat_template", "fewshot_as_multiturn", "system_instruction", "gen_kwargs", "metadata")
 
@@ -93,6 +95,11 @@ class ScoringConfig:
                 f"scoring.engine: max_model_len {room} is shorter than the context of {length} tokens that recipe.context allows;"
                 f" raise it to {length}, or lower the factor: the largest that fits is {room / original:g}"
             )
+
+    @property
+    def ranks(self) -> int:
+        """Processes that one engine is spread over, each with a device of its own."""
+        return math.prod(int(self.engine.get(name, 1)) for name in RANKS)
 
     def to_data(self) -> dict[str, Any]:
         data = {"with": self.scorer, **vars(self), "engine": dict(self.engine), "lm_eval": dict(self.lm_eval)}

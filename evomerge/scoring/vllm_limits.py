@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import MissingExtra, ScoringError
+from evomerge.scoring import RANKS
 
 MISSING = (
     "scoring `with: vllm` needs vLLM, which is not installed; on a GPU: pip install 'evomerge[vllm]';"
@@ -28,7 +29,6 @@ OURS = (
     "enforce_eager",
     "logprobs_mode",
 )
-RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 LEAST_HEAD = 32  # dimensions, of the CPU backend
 LEAST_LOGPROBS = 2  # of a token: itself or the best, and the second best
 
@@ -43,8 +43,10 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name in OURS:
             raise ScoringError(f"scoring.engine: {name!r} is set by the scorer itself; leave it out")
-        if name in RANKS and value != 1:
-            raise ScoringError(f"scoring.engine: {name} above 1 comes with a later version; leave it out")
+        if name in RANKS and not (isinstance(value, int) and value >= 1):
+            raise ScoringError(f"scoring.engine: {name} is {value!r}; give a whole number, 1 or more")
+        if name.startswith("data_parallel") and value != 1:
+            raise ScoringError(f"scoring.engine: {name!r} is what workers are for; leave it out, and give --workers")
         if name not in _arguments():
             close = difflib.get_close_matches(name, _arguments(), n=1)
             remedy = f"did you mean {close[0]!r}?" if close else "leave it out"

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from evomerge.errors import EvomergeError, ScoringError
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
+from evomerge.study.devices import Seat
 
 T = TypeVar("T")
 DEATHS_ALLOWED = 2  # a job that kills this many workers is at fault itself
@@ -102,9 +103,9 @@ class InProcess:
 class Pool:
     """A lane for each of several processes on this machine."""
 
-    def __init__(self, make: Callable[[], Worker], workers: int) -> None:
+    def __init__(self, make: Callable[[], Worker], workers: int, seats: Sequence[Seat] = ()) -> None:
         self.make, self.workers = make, workers
-        self.lanes = [_Lane(make) for _ in range(workers)]
+        self.lanes = [_Lane(make, seat) for seat in seats or [Seat()] * workers]
 
     def run(self, lives: Iterator[Life[T]]) -> Iterator[T]:
         idle, busy = list(self.lanes), list[_Lane]()
@@ -131,8 +132,8 @@ class Pool:
 class _Lane:
     """One worker process and the life it serves."""
 
-    def __init__(self, make: Callable[[], Worker]) -> None:
-        self.make = make
+    def __init__(self, make: Callable[[], Worker], seat: Seat) -> None:
+        self.make, self.seat = make, seat
         self.life: Life[Any] | None = None
         self.job: Job | None = None
         self.deaths = 0
@@ -141,8 +142,10 @@ class _Lane:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.make), daemon=True)
-        self.process.start()
+        # daemons may have no children, and an engine's ranks are children; those end with the pipe to their parent
+        self.process = context.Process(target=_serve, args=(theirs, self.make), daemon=self.seat.ranks == 1)
+        with self.seat.taken():
+            self.process.start()
         theirs.close()
 
     def begin(self, life: Life[T]) -> list[T]:
@@ -217,8 +220,8 @@ def _serve(pipe: Connection, make: Callable[[], Worker]) -> None:
     worker.close()
 
 
-def make_executor(make: Callable[[], Worker], workers: int) -> Executor:
-    return InProcess(make) if workers == 1 else Pool(make, workers)
+def make_executor(make: Callable[[], Worker], workers: int, seats: Sequence[Seat] = ()) -> Executor:
+    return InProcess(make) if workers == 1 else Pool(make, workers, seats)
 
 
 @dataclass

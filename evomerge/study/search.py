@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from evomerge.recipe import Recipe
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import baselines, parents
 from evomerge.study.certify import Closing
+from evomerge.study.devices import Seat, seats
 from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_executor
 from evomerge.study.experiment import Experiment
 from evomerge.study.lab import Lab, refuse_missing_fisher, split_documents
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 FAILURES_IN_A_ROW = 20  # after so many the fault is not the candidates'
-MOST_WORKERS = 8  # on a CPU, unless told otherwise
 MARGIN = 1.3  # of the time that the ending is expected to take
 
 
@@ -54,11 +53,12 @@ def search(
     experiment = with_limits(Experiment.read(path), trials, budget)
     directory = Path(out)
     splits, fingerprints = prepare(experiment)
+    taken = seats(experiment.scoring, workers)
     identity = {**experiment.identity(), "documents": splits.hash, **fingerprints}
     with room_in(directory), held(Record.open(directory, identity, resume=resume)) as record:
         if (done := record.read_json("certificate.json")) and done.get("limits") == experiment.search.limits():
             return int(done["ending"])
-        return Loop(experiment, record, splits, workers or default_workers(), watch or Nobody()).run()
+        return Loop(experiment, record, splits, taken, watch or Nobody()).run()
 
 
 def with_limits(experiment: Experiment, trials: int | None, budget: float | None) -> Experiment:
@@ -95,13 +95,6 @@ def sampler_of(experiment: Experiment) -> Any:
     )
 
 
-def default_workers() -> int:
-    """One per GPU; without one, one per core that this process may use, up to eight: each holds the models in memory."""
-    import torch
-
-    return torch.cuda.device_count() or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-
-
 @dataclass
 class Loop:
     """A running study."""
@@ -109,7 +102,7 @@ class Loop:
     experiment: Experiment
     record: Record
     splits: Splits
-    workers: int
+    seats: list[Seat]  # one for each worker
     watch: Watcher
     outcomes: list[Outcome] = field(default_factory=list)  # of trials, in the order in which they ended
     baselines: dict[str, Outcome] = field(default_factory=dict)
@@ -120,7 +113,7 @@ class Loop:
         self.clock, self.own_time = Clock(spent["seconds"]), float(spent["loop"])
         self.arena = Arena(self.experiment, self.splits, Race(len(self.splits.rungs), self.experiment.search.eta))
         self.executor: Executor = make_executor(
-            partial(Lab, self.experiment, threads=1 if self.workers > 1 else None), self.workers
+            partial(Lab, self.experiment, threads=1 if len(self.seats) > 1 else None), len(self.seats), self.seats
         )
         try:
             self._score_parents()
@@ -329,7 +322,7 @@ class Loop:
         """Seconds that selecting and certifying will take, from what a document cost with the fastest parent: the first ones
         also paid for reading the tasks."""
         costs = [self._seconds_per_document(name) for name in self.arena.parents]
-        return MARGIN * min(costs) * self._documents_at_the_end() / self.workers
+        return MARGIN * min(costs) * self._documents_at_the_end() / len(self.seats)
 
     def _seconds_per_document(self, parent: str) -> float:
         notes = self.record.read_json(f"baseline/{parent}/verdict.json")

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 
 from evomerge.errors import GuardError, StudyError
 from evomerge.report.outlook import outlook
@@ -100,6 +101,7 @@ def test_the_outlook_counts_documents_and_says_what_the_guard_can_decide(laborat
     said = outlook(laboratory / "space.yaml")
 
     assert "4 parameters, 12 trials by cmaes" in said
+    assert re.search(r"^\d+ workers?, on the CPU \(\d+ cores\)$", said, re.MULTILINE) or torch.cuda.is_available()
     assert re.search(r"^near +target +10 +30 +20 +100$", said, re.MULTILINE)
     assert re.search(r"^kept +guard +10 +30 +40 +120$", said, re.MULTILINE)
     assert "guard kept: a loss of 0.1 or more is refused; 120 sealed documents, 62 decide it" in said

@@ -34,7 +34,9 @@ suite: {include: zoo:tasks, tasks: {zoo_sort: 1.0, zoo_sort_long: 1.0}, rungs: [
     ("engine", "message"),
     [
         ({"dtype": "half"}, "'dtype' is set by the scorer"),
-        ({"tensor_parallel_size": 2}, "later version"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0; give a whole number"),
+        ({"pipeline_parallel_size": "two"}, "pipeline_parallel_size is 'two'; give a whole number"),
+        ({"data_parallel_size": 2}, "'data_parallel_size' is what workers are for; leave it out, and give --workers"),
         ({"max_model_length": 512}, "no argument 'max_model_length'; did you mean 'max_model_len'?"),
         ({"max_logprobs": 1}, "max_logprobs 1 is too few"),
     ],
