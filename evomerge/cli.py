@@ -182,6 +182,40 @@ def report(study: Annotated[Path, typer.Argument(help="The folder of a study.")]
     print(write_report(study))
 
 
+@app.command()
+def status(study: Annotated[Path, typer.Argument(help="The folder of a study, running or not.")]) -> None:
+    """Say where a study stands: running or stopped, its phase, trials, best estimate and time."""
+    from evomerge.report.status import status as run
+
+    print(run(study))
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="The folder for the new experiment file.")],
+    base: Annotated[str | None, typer.Option(help="The model that the others were tuned from.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="NAME=MODEL, once for each expert.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="An lm-eval task to be good at, once for each.")] = None,
+    guard: Annotated[list[str] | None, typer.Option(help="An lm-eval task that must not be lost, once for each.")] = None,
+) -> None:
+    """Write an experiment file to begin with; without models, about those that ship with evomerge."""
+    from evomerge.start import init as run
+
+    print(f"written: {(path := run(directory, base, source or [], task or [], guard or []))}")
+    print(f"next:    evomerge search {path} --dry-run")
+
+
+@app.command()
+def doctor() -> None:
+    """Check what this machine has for merging and scoring, and say how to get what it lacks."""
+    from evomerge.doctor import doctor as run
+    from evomerge.doctor import healthy, lines
+
+    findings = run()
+    print("\n".join(lines(findings)))
+    raise typer.Exit(0 if healthy(findings) else 2)
+
+
 class Bench(StrEnum):
     search = "search"
     merge = "merge"

@@ -45,6 +45,8 @@ def test_progress_can_be_read_by_a_machine(laboratory):
         (["merge", "recipe.yaml", "--out", "a"], "exists already"),
         (["compare", "a", "b"], "a: no scores here; give a scores.jsonl"),
         (["report", "a"], "a: is not the folder of a study"),
+        (["status", "a"], "a: is not the folder of a study"),
+        (["init", "new", "--base", "org/model"], "init: --base and --source NAME=MODEL go together"),
         (["guard", "a", "--against", "nowhere.jsonl", "--suite", "space.yaml"], "nowhere.jsonl: no scores here"),
         (["guard", "rows.jsonl", "--against", "rows.jsonl", "--suite", "unguarded.yaml"], "guard: guards no task"),
         (["eval", "nowhere", "--suite", "space.yaml"], "nowhere"),

@@ -13,7 +13,7 @@ import evomerge
 PACKAGE = Path(evomerge.__file__).parent
 ORDER = [
     "errors", "document", "recipe", "space", "mergekit", "rope", "masks", "kernels", "methods", "candidate", "scoring",
-    "guards", "healing", "study", "report", "bench", "zoo", "cli",
+    "guards", "healing", "study", "report", "bench", "zoo", "start", "doctor", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "optuna", "scipy", "lm_eval", "datasets", "vllm", "matplotlib", "numpy")
 
