@@ -175,11 +175,25 @@ def fisher(
 
 
 @app.command()
-def report(study: Annotated[Path, typer.Argument(help="The folder of a study.")]) -> None:
-    """Write report.html, report.md and report.json of a study, finished or not, and print its table."""
+def report(
+    study: Annotated[Path, typer.Argument(help="The folder of a study.")],
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="What a leaderboard asks, as YAML: also write the folder that it takes.", metavar="BOARD.yaml"),
+    ] = None,
+) -> None:
+    """Write report.html, report.md and report.json of a study, finished or not, and print its table.
+
+    With --submission also STUDY/submission: model, card, recipe and certificate. BOARD.yaml has `board`, `model`, `license`, and
+    where it matters `precision`, `parameters` (at most) and `tasks`.
+    """
     from evomerge.report.write import write_report
 
     print(write_report(study))
+    if submission:
+        from evomerge.report.submission import write_submission
+
+        print(f"submission: {write_submission(study, submission)}")
 
 
 @app.command()
