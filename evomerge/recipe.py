@@ -15,6 +15,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,7 @@ COUNTS = {
 }  # fmt: skip
 # Methods over whole models, where the base may stand among the sources
 INCLUDES_BASE = ("linear", "passthrough", "nuslerp", "multislerp", "karcher")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")  # organisation/name, with a revision if wanted
 SYNONYMS = {"density": "drop_rate", "drop_rate": "density"}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -147,9 +149,18 @@ Knob = Curve | bool | int | str | Mapping[str, Curve]
 
 @dataclass(frozen=True)
 class Source:
-    """A model to merge: a directory, or `zoo:models/NAME` for one that ships with evomerge."""
+    """A model to merge: a directory, a hub id, or `zoo:models/NAME` for one that ships with evomerge; perhaps with a LoRA."""
 
     model: str
+    adapter: str | None = None  # a directory or hub id of a LoRA over this model
+
+    @property
+    def location(self) -> str:
+        """One text for both, as mergekit writes them: what `Checkpoint.open` takes."""
+        return f"{self.model}+{self.adapter}" if self.adapter else self.model
+
+    def to_data(self) -> Any:
+        return {"model": self.model, "adapter": self.adapter} if self.adapter else self.model
 
 
 @dataclass(frozen=True)
@@ -239,8 +250,8 @@ class Recipe:
     def to_data(self) -> dict[str, Any]:
         """Plain data that `from_data` turns back into an equal recipe."""
         data: dict[str, Any] = {
-            "base": self.base.model,
-            "sources": {name: source.model for name, source in self.sources.items()},
+            "base": self.base.to_data(),
+            "sources": {name: source.to_data() for name, source in self.sources.items()},
             "rules": [_rule_data(rule) for rule in self.rules],
             "context": self.context and {k: v for k, v in vars(self.context).items() if v is not None},
             "heal": self.heal and {**vars(self.heal), "teachers": dict(self.heal.teachers)},
@@ -263,11 +274,13 @@ class Recipe:
 
 
 def _source(data: object, place: Place, root: Path | None) -> Source:
+    adapter = None
     if isinstance(data, Mapping):
-        data = Block(data, place, ["model"]).text("model")
+        block = Block(data, place, ["model", "adapter"])
+        data, adapter = block.text("model"), block.text("adapter", None)
     if not isinstance(data, str):
         raise RecipeError(f"{place}: expected the path of a model, found {describe(data)}")
-    return Source(_absolute(data, root))
+    return Source(_absolute(data, root), adapter and _absolute(adapter, root))
 
 
 def locate(location: str) -> Path:
@@ -276,9 +289,10 @@ def locate(location: str) -> Path:
 
 
 def _absolute(location: str, root: Path | None) -> str:
+    """A path from where the recipe lies; what is no path there and has the form of a hub id is one."""
     if location.startswith("zoo:") or root is None or Path(location).is_absolute():
         return location
-    return str((root / location).resolve())
+    return location if HUB_ID.match(location) and not (root / location).exists() else str((root / location).resolve())
 
 
 def _rule(data: object, place: Place, sources: tuple[str, ...]) -> Rule:

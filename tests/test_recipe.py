@@ -35,8 +35,25 @@ def test_a_recipe_survives_being_written_and_read():
 
 
 def test_the_key_does_not_depend_on_where_the_models_lie(tmp_path):
+    (tmp_path / "models/math").mkdir(parents=True)
+
     assert recipe(root=tmp_path).key() == recipe().key()
     assert recipe(root=tmp_path).sources["math"].model == str(tmp_path / "models/math")
+
+
+def test_what_is_no_path_and_has_the_form_of_a_hub_id_is_one(tmp_path):
+    assert recipe(root=tmp_path).sources["math"].model == "models/math"
+    assert recipe(TEXT.replace("models/math", "./models/math"), tmp_path).sources["math"].model == str(tmp_path / "models/math")
+
+
+def test_a_source_may_have_an_adapter(tmp_path):
+    text = TEXT.replace("code: models/code", "code: {model: ./base, adapter: ./lora}")
+
+    again = Recipe.from_data(recipe(text, tmp_path).to_data(), Place("y.yaml"))
+
+    assert again == recipe(text, tmp_path)
+    assert (again.sources["code"].model, again.sources["code"].adapter) == (f"{tmp_path}/base", f"{tmp_path}/lora")
+    assert again.sources["code"].location == f"{tmp_path}/base+{tmp_path}/lora"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomerge.candidate.files import PICKLES, contained, not_pickle
 from evomerge.errors import CheckpointError
 from evomerge.recipe import locate
 
@@ -22,7 +23,6 @@ ITEMSIZE = {
     **{"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2},
     **{"I32": 4, "U32": 4, "F32": 4, "C64": 8, "F64": 8, "I64": 8, "U64": 8},
 }
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
@@ -59,9 +59,12 @@ class Checkpoint:
 
     @classmethod
     def open(cls, location: str | Path, role: str = "") -> Checkpoint:
-        """The checkpoint in a directory, in one safetensors file, or in the zoo. Raises CheckpointError, led by `role`."""
+        """The checkpoint in a directory, in one safetensors file, in the zoo or on the hub; `model+adapter` with a LoRA over it.
+
+        Raises CheckpointError, led by `role`.
+        """
         try:
-            return cls._opened(locate(str(location)))
+            return _with_adapter(str(location)) or cls._opened(find(str(location)))
         except CheckpointError as error:
             raise CheckpointError(f"{role}: {error}" if role else str(error)) from None
 
@@ -74,6 +77,9 @@ class Checkpoint:
                 if name in tensors:
                     raise CheckpointError(f"{file}: {name!r} lies in {files[name].name} too; remove one of the two files")
                 tensors[name], files[name] = info, file
+        for file in path.iterdir() if path.is_dir() else ():
+            if file.name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+                contained(file, path)
         return cls(path, _config(path), tensors, files)
 
     def read(self, name: str) -> Tensor:
@@ -110,6 +116,23 @@ class Checkpoint:
         return tuple(self.path / name for name in names if (self.path / name).is_file()) if self.path.is_dir() else ()
 
 
+def find(location: str) -> Path:
+    """The path of a model or adapter: as `locate`, and for an id of the hub where the hub's cache holds it."""
+    from evomerge.candidate.hub import is_hub_id, snapshot
+
+    return snapshot(location) if is_hub_id(location) else locate(location)
+
+
+def _with_adapter(location: str) -> Checkpoint | None:
+    """A model with a LoRA, where the location names both; a plus may also be part of a path."""
+    model, plus, adapter = location.partition("+")
+    if not plus or locate(location).exists():
+        return None
+    from evomerge.candidate.adapter import open_adapter
+
+    return open_adapter(Checkpoint._opened(find(model)), find(adapter))
+
+
 def digest(file: Path) -> str:
     """SHA-256 of a file's content; taken once a process as long as its size and time stay."""
     status = file.stat()
@@ -126,7 +149,7 @@ def _tokenizer_hash(file: Path) -> str:
     """Of a tokenizer.json without what changes no token: how a batch was last padded and cut."""
     if file.suffix != ".json":
         return digest(file)
-    data = _json(file)
+    data = read_json(file)
     meaning = {key: value for key, value in data.items() if key not in ("version", "padding", "truncation")}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
@@ -150,36 +173,28 @@ def _weight_files(path: Path) -> list[Path]:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory; correct the path, or download the model into it first")
     if path.is_file():
-        return [_not_pickle(path)]
+        return [not_pickle(path)]
     index = path / "model.safetensors.index.json"
     if not (path / "model.safetensors").exists() and index.exists():
-        return list(_shards(index))
+        return list(_shards(contained(index, path)))
     if (path / "adapter_config.json").exists():
-        raise CheckpointError(f"{path}: is a LoRA adapter, not a model; merge it into its base first (peft: merge_and_unload)")
+        raise CheckpointError(f"{path}: is a LoRA adapter, not a model; name both: {{model: ITS MODEL, adapter: {path}}}")
     found = [path / "model.safetensors"] if (path / "model.safetensors").exists() else sorted(path.glob("*.safetensors"))
     if not found:
-        _not_pickle(next((file for file in sorted(path.iterdir()) if file.suffix in PICKLES), path))
+        not_pickle(next((file for file in sorted(path.iterdir()) if file.suffix in PICKLES), path))
         raise CheckpointError(f"{path}: has no *.safetensors file; name the directory that holds the model's weights")
-    return found
-
-
-def _not_pickle(file: Path) -> Path:
-    if file.suffix in PICKLES:
-        raise CheckpointError(
-            f"{file}: is a pickle, which can run any code when it is opened; convert the model to safetensors"
-            " (transformers: save_pretrained)"
-        )
-    return file
+    return [contained(file, path) for file in found]
 
 
 def _shards(index: Path) -> Iterator[Path]:
-    weight_map = _json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no 'weight_map'; download the file again")
     for name in sorted(set(weight_map.values())):
         shard = index.parent / str(name)
-        if not shard.is_file():
+        if not shard.exists() and not shard.is_symlink():
             raise CheckpointError(f"{shard}: is missing, though {index.name} lists it; download the model again")
+        contained(shard, index.parent)
         listed = {tensor for tensor, file in weight_map.items() if file == name}
         if absent := sorted(listed - set(read_header(shard))):
             raise CheckpointError(f"{shard}: lacks {absent[0]!r}, though {index.name} lists it there; download the model again")
@@ -189,10 +204,11 @@ def _shards(index: Path) -> Iterator[Path]:
 def _config(path: Path) -> dict[str, Any]:
     """The config beside the weights; weights of something else than a language model may have none."""
     file = path / "config.json"
-    return _json(file) if path.is_dir() and file.exists() else {}
+    return read_json(file) if path.is_dir() and file.exists() else {}
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """What a JSON file says. Raises CheckpointError where it is not readable, or no mapping."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -37,13 +37,13 @@ def merge(
     if recipe.heal and heal:
         candidate = heal(candidate, sources)
     counted = _counted(candidate, progress) if progress else candidate
-    return save(counted, out, copy_from=sources.checkpoint(recipe.base.model).path, card=card(recipe))
+    return save(counted, out, copy_from=sources.checkpoint(recipe.base.location).path, card=card(recipe))
 
 
 def dry_run(recipe: Recipe) -> Plan:
     """The plan of a recipe from the headers of its models: no tensor is read, and no torch loaded."""
-    sources = {name: Checkpoint.open(source.model, f"sources.{name}") for name, source in recipe.sources.items()}
-    return plan(recipe, Checkpoint.open(recipe.base.model, "base"), sources)
+    sources = {name: Checkpoint.open(source.location, f"sources.{name}") for name, source in recipe.sources.items()}
+    return plan(recipe, Checkpoint.open(recipe.base.location, "base"), sources)
 
 
 def describe_plan(plan: Plan) -> str:
@@ -70,7 +70,7 @@ def _pad(cell: str, width: int, right: bool) -> str:
 
 def card(recipe: Recipe) -> str:
     """A short model card: what was merged, and the recipe that does it again."""
-    sources = "\n".join(f"- {name}: `{source.model}`" for name, source in {"base": recipe.base, **recipe.sources}.items())
+    sources = "\n".join(f"- {name}: `{source.location}`" for name, source in {"base": recipe.base, **recipe.sources}.items())
     return (
         "---\nlibrary_name: transformers\ntags:\n- merge\n- evomerge\n---\n\n"
         "# A merged model\n\nMade by evomerge from\n\n"

@@ -90,7 +90,7 @@ class Merge:
     @torch.no_grad()
     def _run(self, step: Step, known: Mapping[str, Any]) -> Tensor:
         if step.rule is None:
-            return self.sources.read(self.recipe.base.model, step.name)
+            return self.sources.read(self.recipe.base.location, step.name)
         inputs = self.sources.inputs(self.recipe, step)
         return merge_tensor(step.method, inputs, {**step.knobs, **known}, TORCH_DTYPES[step.info.dtype])
 
@@ -123,19 +123,19 @@ class Sources:
 
     def plan(self, recipe: Recipe) -> Plan:
         """The recipe's plan; that its models fit together is checked once for each pair."""
-        base = self.checkpoint(recipe.base.model, "base")
+        base = self.checkpoint(recipe.base.location, "base")
         doubts: list[str] = []
         for name, source in recipe.sources.items():
-            pair = (name, source.model, recipe.base.model)
+            pair = (name, source.location, recipe.base.location)
             if pair not in self._doubts:
-                self._doubts[pair] = compare(name, self.checkpoint(source.model, f"sources.{name}"), base)
+                self._doubts[pair] = compare(name, self.checkpoint(source.location, f"sources.{name}"), base)
             doubts += self._doubts[pair]
         return resolve(recipe, base, doubts)
 
     def fingerprints(self, recipe: Recipe) -> dict[str, str]:
         """A hash of every file that the recipe's result depends on, by its role; a model's is that of when it was first used."""
         models = {"base": recipe.base, **recipe.sources}
-        found = {role: self._fingerprint(source.model) for role, source in models.items()}
+        found = {role: self._fingerprint(source.location) for role, source in models.items()}
         return found | ({"heal.texts": _texts(recipe.heal.texts)} if recipe.heal else {})
 
     def _fingerprint(self, location: str) -> str:
@@ -145,7 +145,7 @@ class Sources:
 
     def refuse_nan(self, recipe: Recipe) -> None:
         """Raises CheckpointError if a model of the recipe has a value that is no number."""
-        for location in dict.fromkeys((recipe.base.model, *(source.model for source in recipe.sources.values()))):
+        for location in dict.fromkeys((recipe.base.location, *(source.location for source in recipe.sources.values()))):
             refuse_nan(self.checkpoint(location))
 
     def read(self, location: str, name: str) -> Tensor:
@@ -160,13 +160,13 @@ class Sources:
     def inputs(self, recipe: Recipe, step: Step) -> Inputs:
         """The tensors behind a step, with what is kept about them."""
         locations = _locations(recipe, step.sources)
-        key = (step.name, recipe.base.model, *step.sources, *locations)
+        key = (step.name, recipe.base.location, *step.sources, *locations)
         kept = self._inputs.get(key)
         if kept is not None and kept.place.seed == recipe.seed:
             return kept
         place = Place(recipe.seed, step.name, step.sources)
         tensors = tuple(self.read(location, step.name) for location in locations)
-        inputs = Inputs(self.read(recipe.base.model, step.name), tensors, place, self.resident)
+        inputs = Inputs(self.read(recipe.base.location, step.name), tensors, place, self.resident)
         if self.resident:
             self._inputs[key] = inputs
         return inputs
@@ -198,14 +198,14 @@ class Sources:
         return thresholds(vectors, density, self._table(recipe, rule.sources[k], steps, vectors))
 
     def _table(self, recipe: Recipe, source: str, steps: Sequence[Step], vectors: Sequence[Magnitudes]) -> Table:
-        key = (recipe.base.model, *_locations(recipe, (source,)), *(step.name for step in steps))
+        key = (recipe.base.location, *_locations(recipe, (source,)), *(step.name for step in steps))
         if key not in self._tables:
             self._tables[key] = Table.merge([vector.table for vector in vectors])
         return self._tables[key]
 
 
 def _locations(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
-    return tuple((recipe.base if name == "base" else recipe.sources[name]).model for name in names)
+    return tuple((recipe.base if name == "base" else recipe.sources[name]).location for name in names)
 
 
 def _texts(location: str) -> str:

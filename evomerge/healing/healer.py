@@ -60,14 +60,14 @@ class Healer:
     def module(self, recipe: Recipe) -> PreTrainedModel:
         """The live module that is trained."""
         if self._module is None:
-            base = self.sources.checkpoint(recipe.base.model)
+            base = self.sources.checkpoint(recipe.base.location)
             if not base.config:
                 raise RecipeError(f"heal: {base.path} has no config.json; only transformers models can be healed")
             self._module = live.module(base.config, device=self.sources.device)
         return self._module
 
     def _teacher(self, recipe: Recipe, name: str) -> Teacher:
-        location = (recipe.base if name == "base" else recipe.sources[name]).model
+        location = (recipe.base if name == "base" else recipe.sources[name]).location
         if location not in self._teachers:
             self._teachers[location] = Teacher(self.parent(location))
         return self._teachers[location]
@@ -83,7 +83,7 @@ class Healer:
     def _tokens(self, settings: Heal, recipe: Recipe) -> Tensor:
         place = (settings.texts, settings.tokens, recipe.seed)
         if place not in self._rows:
-            length = int(self.sources.checkpoint(recipe.base.model).config.get("max_position_embeddings", LONGEST_ROW))
+            length = int(self.sources.checkpoint(recipe.base.location).config.get("max_position_embeddings", LONGEST_ROW))
             self._rows[place] = rows(settings, self.tokenizer(recipe), min(length, LONGEST_ROW), recipe.seed)
         return self._rows[place]
 
@@ -91,7 +91,7 @@ class Healer:
         """The base's tokenizer."""
         from transformers import AutoTokenizer
 
-        folder = str(self.sources.checkpoint(recipe.base.model).path)
+        folder = str(self.sources.checkpoint(recipe.base.location).path)
         if folder not in self._tokenizers:
             self._tokenizers[folder] = AutoTokenizer.from_pretrained(folder)
         return self._tokenizers[folder]

@@ -13,7 +13,7 @@ from evomerge.candidate import live
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import card
 from evomerge.candidate.save import save
-from evomerge.candidate.stream import Candidate, Sources, materialize
+from evomerge.candidate.stream import TORCH_DTYPES, Candidate, Sources, materialize
 from evomerge.document import nearest
 from evomerge.errors import GuardError
 from evomerge.guards.ewc import Anchor, Penalties
@@ -43,7 +43,7 @@ class Lab:
         self.start: Recipe = self.experiment.space.build(self.experiment.space.start())
         self.scorer = scorer_of(self.experiment)
         if self.experiment.scoring.scorer == "hf":
-            self.scorer.load(from_disk(self.start.base.model))  # its live module is lent to healing and KL
+            self.scorer.load(from_disk(self.start.base.location))  # its live module is lent to healing and KL
         self.sources = Sources(resident=True, device=getattr(self.scorer, "device", "cpu"))
         self.healer = Healer(self.sources, getattr(self.scorer, "module", None))
         self.loaded: str | None = None
@@ -62,7 +62,7 @@ class Lab:
     def _evaluate(self, job: Job) -> Result:
         candidate = self._candidate(job)
         if job.save and job.recipe:
-            save(candidate, job.save, copy_from=self.sources.checkpoint(self.start.base.model).path, card=card(job.recipe))
+            save(candidate, job.save, copy_from=self.sources.checkpoint(self.start.base.location).path, card=card(job.recipe))
         penalties = self.penalties if job.measure else None
         self._load(candidate, penalties)
         with self.clock("score"):
@@ -115,7 +115,7 @@ class Lab:
         ewc, models = self.experiment.guard.ewc, {"base": self.start.base, **self.start.sources}
         if ewc is None:
             return None
-        return Penalties([Anchor.open(name, self.sources.checkpoint(models[name].model), ewc.fisher) for name in ewc.limits])
+        return Penalties([Anchor.open(name, self.sources.checkpoint(models[name].location), ewc.fisher) for name in ewc.limits])
 
     def _divergence(self, candidate: Candidate) -> dict[str, float]:
         """KL(base ‖ candidate) in nats over the tokens of the guard's prompts, mean and 95th percentile."""
@@ -133,7 +133,7 @@ class Lab:
         assert prompts is not None
         tokenizer = self.healer.tokenizer(self.start)
         tokens = [tokenizer.encode(text) for text in read_texts(locate(prompts))]
-        return reference(self.healer.parent(self.start.base.model), pad(tokens))
+        return reference(self.healer.parent(self.start.base.location), pad(tokens))
 
 
 def refuse_missing_fisher(guard: GuardConfig, models: Mapping[str, Checkpoint]) -> None:
@@ -146,7 +146,7 @@ def refuse_missing_fisher(guard: GuardConfig, models: Mapping[str, Checkpoint]) 
 
 def scorer_of(experiment: Experiment) -> Scorer:
     """The experiment's scorer, no model in it yet; it knows its documents all the same."""
-    base = Checkpoint.open(experiment.space.build(experiment.space.start()).base.model)
+    base = Checkpoint.open(experiment.space.build(experiment.space.start()).base.location)
     return make_scorer(experiment.scoring, experiment.suite, experiment.guard, model=base.path, root=experiment.root)
 
 
@@ -184,5 +184,5 @@ class _Read:
     checkpoint: Checkpoint
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        for name in self.checkpoint.tensors:
-            yield name, self.checkpoint.read(name)
+        for name, info in self.checkpoint.tensors.items():
+            yield name, self.checkpoint.read(name).to(TORCH_DTYPES[info.dtype])  # an adapter's sums come unrounded

@@ -71,8 +71,8 @@ def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
     """Check everything that can be checked before a model runs; the splits, and a fingerprint of every model."""
     recipe = experiment.space.build(experiment.space.start())
     sampler_of(experiment)
-    base = Checkpoint.open(recipe.base.model)
-    sources = {name: Checkpoint.open(source.model) for name, source in recipe.sources.items()}
+    base = Checkpoint.open(recipe.base.location)
+    sources = {name: Checkpoint.open(source.location) for name, source in recipe.sources.items()}
     for corner in experiment.space.corners():
         longer = plan(experiment.space.build(corner), base, sources).config
         experiment.scoring.refuse_longer(base.config, longer)

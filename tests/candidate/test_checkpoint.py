@@ -131,7 +131,7 @@ BROKEN = {
     "gap": (change_header("[24,32]", "[26,34]"), "'b' begins at byte 26 of the data, 24 expected"),
     "wrong size": (change_header("[24,32]", "[24,33]"), "'b' is given 9 bytes, its shape and dtype need 8"),
     "dtype": (change_header("F32", "Q32"), "'a' has the dtype Q32, which is not known here; convert the model to BF16"),
-    "adapter": (write("adapter_config.json", "{}"), "is a LoRA adapter, not a model; merge it into its base first"),
+    "adapter": (write("adapter_config.json", "{}"), "is a LoRA adapter, not a model; name both: .*adapter:"),
     "config": (write("config.json", "{"), "config.json: is not readable JSON .*; copy or download it again"),
     "config list": (write("config.json", "[]"), "config.json: is not a JSON mapping"),
 }
