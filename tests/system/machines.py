@@ -1,0 +1,18 @@
+"""Two machines of a Ray cluster, both this one: prints the head's address and each node's raylet, and ends with its input."""
+
+import json
+import os
+import sys
+
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+nodes = [cluster.head_node, cluster.add_node(num_cpus=1)]
+raylets = {node.node_id: node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for node in nodes}
+sys.stdout.write(json.dumps({"address": cluster.address, "raylets": raylets}) + "\n")
+sys.stdout.flush()
+sys.stdin.read()
+cluster.shutdown()
