@@ -68,6 +68,9 @@ def search(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out, or begin it.")] = False,
+    reopen: Annotated[
+        bool, typer.Option("--reopen", help="Judge on sealed documents that were opened before; the certificate says so.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")] = False,
     log: Annotated[Log, typer.Option(help="auto: progress on a terminal, lines elsewhere; json: one object a line.")] = Log.auto,
 ) -> None:
@@ -98,6 +101,7 @@ def search(
                 workers=workers,
                 ray=ray,
                 storage=storage,
+                reopen=reopen,
                 resume=resume,
                 watch=watch,
             )

@@ -64,7 +64,16 @@ def headline(view: View) -> list[str]:
     certificate = view.certificate
     if certificate is None:
         return [view.verdict]
-    return [f"{view.verdict} (exit {certificate['ending']})", *certificate["reasons"], *_repair(certificate.get("repair"))]
+    verdict = f"{view.verdict} (exit {certificate['ending']})"
+    return [verdict, *certificate["reasons"], *_looks(certificate), *_repair(certificate.get("repair"))]
+
+
+def _looks(certificate: Mapping[str, Any]) -> list[str]:
+    """That the sealed documents were not unseen."""
+    number = certificate.get("sealed_looks", 0)
+    if number < 2:
+        return []
+    return [f"look {number} at sealed documents, not the first:", *certificate.get("sealed_before", [])]
 
 
 def _repair(repair: Mapping[str, Any] | None) -> list[str]:

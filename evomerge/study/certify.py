@@ -26,6 +26,7 @@ from evomerge.study.lab import catalogue
 from evomerge.study.line import FILE, held, known_documents, ledger_beside
 from evomerge.study.record import Record
 from evomerge.study.repair import Tried, best_of, between, nearest, told
+from evomerge.study.sealed import Opening, open_sealed, told_looks
 from evomerge.study.selection import Contender, Decision, Ending, Judge, choose, contending, decide_ending, finalists, rivals
 from evomerge.study.trial import AIM, Outcome
 from evomerge.study.watch import Watcher
@@ -48,10 +49,12 @@ class Closing:
     baselines: Mapping[str, Outcome]
     outcomes: Sequence[Outcome]
     watch: Watcher
+    reopen: bool = False  # open sealed documents for another model than they were opened for
 
     def __post_init__(self) -> None:
         best_parent = {task: max(scores.mean(task) for scores in self.parents.values()) for task in self.experiment.suite.tasks}
         self.judge = Judge(self.experiment, best_parent if self.experiment.suite.aggregate == "relative" else None)
+        self.opened = False  # the sealed documents, for the chosen one
         self.recipes = parent_recipes(self.experiment.space)
         self.ledger = ledger_beside(self.recipes["base"].base.model)
         self.opponents = opponents(criteria(self.experiment.guard), self.parents)
@@ -73,7 +76,7 @@ class Closing:
             return self._write({**figures, **Decision(4, (reason,)).to_data(), **self._repair(select, compared, opened=False)})
         files = self._save(chosen.outcome)
         differing = self._reread(chosen.scores)
-        sealed, whole = self._seal(compared, "best", "sealed", self.splits.sealed)
+        sealed, whole = self._seal(compared, chosen.name, "best", "sealed", self.splits.sealed)
         disk = whole.select(self.splits.sealed)
         decision = decide_ending(
             {name: self.judge.compare(disk, sealed[name]) for name in compared},
@@ -136,7 +139,7 @@ class Closing:
         return {f"model/{path.name}": _sha256(path) for path in sorted((directory / "model").iterdir())}
 
     def _seal(
-        self, compared: Sequence[str], folder: str, split: str, documents: Mapping[str, Sequence[int]]
+        self, compared: Sequence[str], name: str, folder: str, split: str, documents: Mapping[str, Sequence[int]]
     ) -> tuple[dict[str, Scores], Scores]:
         """Scores of all who are compared, and of the model that lies in `folder`."""
         recipes = {**self.recipes, **{name: o.recipe for name, o in self.baselines.items()}}
@@ -148,8 +151,17 @@ class Closing:
         own = DISK if folder == "best" else folder
         jobs[own] = Job(None, asked, model=self.record.directory / folder / "model")
         self.watch.phase(split, len(jobs))
+        if split == "sealed":
+            self._note_opening(name, folder)
         scores = self._score(split, jobs)
         return {name: scores[name] for name in compared}, scores[own]
+
+    def _note_opening(self, name: str, folder: str) -> None:
+        """On disk before a sealed document is scored."""
+        model = Checkpoint.open(self.record.directory / folder / "model").fingerprint
+        opening = Opening(name, model, len(self.outcomes), self.experiment.search.limits(), mends=self.opened)
+        open_sealed(self.record, opening, reopen=self.reopen)
+        self.opened = True
 
     def _sealed_and_known(self) -> dict[str, list[int]]:
         """Sealed documents, and those that the line of the base is held to."""
@@ -219,7 +231,9 @@ class Closing:
         _, result = next(self.executor.run(iter([_once(REPAIRED, save)])))
         if result.error:
             raise StudyError(f"the repaired model cannot be written: {result.error}")
-        sealed, disk = self._seal(compared, REPAIRED, "repair" if held_back else "sealed", held_back or self.splits.sealed)
+        sealed, disk = self._seal(
+            compared, REPAIRED, REPAIRED, "repair" if held_back else "sealed", held_back or self.splits.sealed
+        )
         judged = decide_ending(
             {name: self.judge.compare(disk, sealed[name]) for name in compared},
             self.judge.guards(disk, reference(self.opponents, sealed)),
@@ -281,14 +295,14 @@ class Closing:
         }
 
     def _write(self, certificate: Certificate) -> Certificate:
-        search, before = self.experiment.search, self.record.read_json("certificate.json") or {}
+        search = self.experiment.search
         whole = {
             "evomerge": __version__,
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "optuna", "lm-eval")},
             "aggregate": self.experiment.suite.aggregate,
             "splits": self.splits.hash,
-            # more than one where a study went on after its certificate: then the sealed documents were not unseen
-            "sealed_looks": before.get("sealed_looks", 0) + ("sealed" in certificate),
+            # more than one where a study went on after its certificate, or another had opened some: then they were not unseen
+            **told_looks(self.record, self.splits),
             "seed": search.seed,
             "sampler": search.sampler,
             "limits": search.limits(),  # a study that is asked for more than this goes on

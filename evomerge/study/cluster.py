@@ -232,6 +232,9 @@ def connect(address: str) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == LOCAL:
         ray.init(address=LOCAL, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+        if ray.util.get_node_ip_address() != LOOPBACK:
+            ray.shutdown()
+            raise StudyError("--ray local: Ray was imported before it could be told to listen on 127.0.0.1 only; import it later")
         return ray
     _refuse_silence(address)
     try:

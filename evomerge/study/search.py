@@ -26,6 +26,7 @@ from evomerge.study.interrupts import uninterrupted
 from evomerge.study.lab import Lab, refuse_missing_fisher, split_documents
 from evomerge.study.race import Arrival, Decision, Race
 from evomerge.study.record import Journal, Record, held, room_in
+from evomerge.study.sealed import openings, refuse_second_look
 from evomerge.study.selection import contending
 from evomerge.study.storage import Copy, copying, refuse_url
 from evomerge.study.trial import Arena, Outcome, live
@@ -49,6 +50,7 @@ def search(
     workers: int | None = None,
     ray: str | None = None,
     storage: str | None = None,
+    reopen: bool = False,
     resume: bool = False,
     watch: Watcher | None = None,
 ) -> int:
@@ -66,6 +68,8 @@ def search(
     splits, fingerprints = prepare(experiment)
     taken = [] if ray is not None else seats(experiment.scoring, workers)
     identity = {**experiment.identity(), "documents": splits.hash, **fingerprints}
+    if not reopen:
+        refuse_second_look(directory, identity, splits, experiment.search.limits())
     watch = watch or Nobody()
     with (
         room_in(directory),
@@ -76,7 +80,7 @@ def search(
             _bring_up(record, copy)
             return int(done["ending"])
         hire = partial(executor_of, experiment, workers, ray, taken, record.directory)
-        return Loop(experiment, record, splits, hire, watch, copy).run()
+        return Loop(experiment, record, splits, hire, watch, copy, reopen).run()
 
 
 def _bring_up(record: Record, copy: Copy | None) -> None:
@@ -139,6 +143,7 @@ class Loop:
     hire: Callable[[], Executor]
     watch: Watcher
     copy: Copy | None = None
+    reopen: bool = False
     outcomes: list[Outcome] = field(default_factory=list)  # of trials, in the order in which they ended
     baselines: dict[str, Outcome] = field(default_factory=dict)
 
@@ -162,6 +167,7 @@ class Loop:
                 self.baselines,
                 self.outcomes,
                 self.watch,
+                self.reopen,
             ).certify()
             self._write_clock()
         finally:
@@ -353,6 +359,10 @@ class Loop:
         return max(values, default=None)
 
     def _time_left(self) -> bool:
+        """Once sealed documents are open nothing more is tried, within the same limits."""
+        opened = openings(self.record.directory)
+        if opened and opened[-1].limits == self.experiment.search.limits():
+            return False
         budget = self.experiment.search.budget
         return budget is None or self.clock.elapsed() + self._ending_takes() < budget
 

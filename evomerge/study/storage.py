@@ -139,7 +139,7 @@ def hidden(url: str) -> str:
     """The URL without its password."""
     from sqlalchemy.engine import make_url
 
-    return make_url(url).render_as_string(hide_password=True)
+    return str(make_url(url).render_as_string(hide_password=True))
 
 
 def _connected(url: str, place: str) -> Any:

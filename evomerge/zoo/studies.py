@@ -56,7 +56,8 @@ def run(space: Path, family: Path, variant: str, trials: int | None = None) -> N
     """One study; a finished one prints its table again and ends at once. Raises where it ended with a fault."""
     file = family / f"{variant}.yaml"
     file.write_text(dump_yaml(experiment(space, family, variant, trials)), encoding="utf-8")
-    _python("evomerge.cli", "search", str(file), "--out", str(family / variant), "--resume", ends=(0, 3, 4, 5))
+    again = [] if variant == "search" else ["--reopen"]  # measured on the documents that the search was certified on
+    _python("evomerge.cli", "search", str(file), "--out", str(family / variant), "--resume", *again, ends=(0, 3, 4, 5))
 
 
 def score_again(space: Path, family: Path, variant: str) -> None:

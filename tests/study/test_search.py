@@ -95,7 +95,7 @@ def test_more_trials_go_on_from_a_finished_study_and_another_winner_takes_the_pl
     study = laboratory / "study"
     search(laboratory / "space.yaml", study, workers=1, trials=3)
     before, first = parameters(study), certificate(study)["winner"]
-    search(laboratory / "space.yaml", study, workers=1, resume=True, trials=25)
+    search(laboratory / "space.yaml", study, workers=1, resume=True, trials=25, reopen=True)
     second = certificate(study)["winner"]
 
     assert parameters(study)[:3] == before

@@ -1,5 +1,6 @@
 """A search on a real Ray cluster: two nodes on the loopback interface, one of them killed in the middle."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -18,7 +19,8 @@ from tests.study.workers import Answering
 from tests.system.searches import ENVIRONMENT, ROOT, arguments, finished, forked, started, trials, until
 from tests.system.test_processes import slow  # noqa: F401 - a fixture
 
-pytest.importorskip("ray", reason='needs Ray: pip install "evomerge[ray]"')
+# imported by no test: it reads its environment when it is
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "evomerge[ray]"')
 
 WHERE = """
 import ray

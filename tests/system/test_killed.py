@@ -118,7 +118,7 @@ def test_a_controller_killed_takes_its_pool_with_it_and_loses_no_trial(laborator
 
 def test_a_study_killed_while_its_second_certificate_was_written_does_not_end_with_the_first(laboratory, tmp_path):
     study = tmp_path / "study"
-    more = arguments(laboratory, study, "--trials", "25")
+    more = arguments(laboratory, study, "--trials", "25", "--reopen")
     forked(arguments(laboratory, study, "--trials", "3"))
     killed = forked(more, dies_at(study, "os.rename certificate.json.draft", 1))
     before = json.loads((study / "certificate.json").read_text())["trials"]
