@@ -20,7 +20,7 @@ from evomerge.scoring.harness import Harness
 from evomerge.scoring.hf import LiveLM
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.tokenizer import load_tokenizer
-from evomerge.scoring.vllm_engine import MOST_OPTIONS, Engine, Reading, version
+from evomerge.scoring.vllm_engine import MOST_OPTIONS, Died, Engine, Reading, version
 from evomerge.scoring.vllm_limits import refuse_missing, refuse_model, refuse_options
 
 if TYPE_CHECKING:
@@ -91,14 +91,17 @@ class VllmScorer:
         """The candidate into the engine; one that does not match its own config is refused before any tensor is loaded."""
         self._fit(candidate)
         self._candidate = candidate
-        self._exchange(self._length)
+        try:
+            self._exchange(self._length)
+        except Died:
+            self._exchange(self._length)
 
     def score(self, documents: Mapping[str, Sequence[int]]) -> Scores:
-        """Where memory does not suffice, once more in batches of half the size."""
+        """Where memory does not suffice, once more in batches of half the size; where a rank died, in a new engine."""
         try:
             return self._score(documents)
         except Exception as error:
-            if not _short_of_memory(error):
+            if not (_short_of_memory(error) or isinstance(error, Died)):
                 raise
         try:
             return self._score(documents)
@@ -107,6 +110,8 @@ class VllmScorer:
                 raise ScoringError(
                     f"scoring: out of memory, in smaller batches too ({str(error)[:100]}); lower scoring.batch or max_model_len"
                 ) from error
+            if isinstance(error, Died):
+                raise ScoringError(f"{error}, in a new one too; is there memory enough?") from error
             raise
 
     def _score(self, documents: Mapping[str, Sequence[int]]) -> Scores:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import random
 import tempfile
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from evomerge.candidate.stream import TORCH_DTYPES
-from evomerge.errors import CheckpointError, ScoringError
+from evomerge.errors import ScoringError
+from evomerge.scoring import RANKS
+from evomerge.scoring.vllm_crossing import crossing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 # Read by vLLM when it is imported: the engine in this process, nothing sent anywhere, errors only on the terminal.
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+# Several ranks are processes of their own: started afresh, and on a CPU not each on a memory node of its own.
+OF_RANKS = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+NO_COMPILER = "TORCH_COMPILE_DISABLE"
 WORKER = "evomerge.scoring.vllm_worker.CandidateWorker"
 EXCHANGED = ("default", "linear", "yarn")  # rope types that change within a live engine
 MOST_OPTIONS = 128  # tokens that vLLM compares behind one prompt
@@ -49,6 +53,10 @@ class Choice(NamedTuple):
     said: int
 
 
+class Died(ScoringError):
+    """A process of the engine is gone: nothing is wrong with the candidate, the engine must be started anew."""
+
+
 class Engine:
     """One architecture, one largest length; candidates come and go. A process has one: the end of any would be the end of all."""
 
@@ -59,12 +67,13 @@ class Engine:
             Engine._alive.close()
         Engine._alive = self
         self.length, self.closed = length, False
+        self.ranks = math.prod(int(options.get(name, 1)) for name in RANKS)
         rope = rope_parameters(config)
         self._rope: Mapping[str, Any] | None = None if exchangeable(rope) else rope
         self._folder = tempfile.TemporaryDirectory(prefix="evomerge-vllm-")
         try:
             with _undisturbed():
-                self._llm = _start(Path(self._folder.name), config, length, tokenizer, dtype, options)
+                self._transfers, self._llm = _start(Path(self._folder.name), config, length, tokenizer, dtype, options)
         except Exception as error:
             self.close()
             line = " ".join(str(error).split())[:300]
@@ -74,8 +83,15 @@ class Engine:
 
     def load(self, candidate: Candidate, config: PretrainedConfig) -> None:
         """The candidate's weights and rotary tables into the engine. Whatever is raised here, the engine is poisoned then."""
-        with _eager():
-            self._llm.collective_rpc("load_candidate", kwargs={"weights": _announced(candidate)})
+        with _eager(), self._watched():
+            with crossing(candidate, self.ranks) as parcel:
+                if self._transfers:
+                    self._llm.start_weight_update()
+                    self._llm.update_weights({"update_info": parcel})
+                    self._llm.finish_weight_update()
+                else:
+                    self._llm.collective_rpc("load_candidate", kwargs={"parcel": parcel})
+            self._llm.collective_rpc("settle")
             self._set_rope(rope_parameters(config))
             self.forget()
 
@@ -83,12 +99,30 @@ class Engine:
         """The keys and values of the previous candidate: the next would be continued on them where prompts begin alike."""
         if not self._llm.reset_prefix_cache():
             raise ScoringError("scoring: vLLM keeps its prefix cache, some request still runs")
-        self._llm.collective_rpc("wipe_cache")
+
+    @property
+    def dead(self) -> bool:
+        """Has a rank's process ended?"""
+        if self.ranks == 1:
+            return False
+        executor = self._llm.llm_engine.engine_core.engine_core.model_executor
+        ranks = getattr(executor, "workers", None) or ()
+        return bool(getattr(executor, "is_failed", False)) or not all(rank.proc.is_alive() for rank in ranks)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Whatever goes wrong while a rank is dead goes wrong for that."""
+        try:
+            yield
+        except Exception as error:
+            if self.dead:
+                raise Died(f"scoring: a process of the engine died ({' '.join(str(error).split())[:100]})") from error
+            raise
 
     def takes(self, config: PretrainedConfig, length: int) -> bool:
         """Can it hold a candidate with this context, and prompts of this length?"""
         rope = rope_parameters(config)
-        return not self.closed and length <= self.length and (exchangeable(rope) or rope == self._rope)
+        return not (self.closed or self.dead) and length <= self.length and (exchangeable(rope) or rope == self._rope)
 
     @property
     def batch(self) -> tuple[int, int]:
@@ -134,7 +168,7 @@ class Engine:
         from vllm import SamplingParams
 
         params = [SamplingParams(**{"temperature": 0.0, **wish}) for wish in wishes]
-        with _eager():
+        with _eager(), self._watched():
             return list(self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False))
 
     def close(self) -> None:
@@ -152,17 +186,24 @@ class Engine:
         self._folder.cleanup()
 
 
-def _start(folder: Path, config: PretrainedConfig, length: int, tokenizer: str, dtype: str, options: Mapping[str, Any]) -> Any:
-    for name, value in SETTINGS.items():
+def _start(
+    folder: Path, config: PretrainedConfig, length: int, tokenizer: str, dtype: str, options: Mapping[str, Any]
+) -> tuple[bool, Any]:
+    """vLLM's own object, and whether it takes weights by its weight transfer."""
+    for name, value in {**SETTINGS, **OF_RANKS}.items():
         os.environ.setdefault(name, value)
     from vllm import LLM
     from vllm.platforms import current_platform
+
+    from evomerge.scoring.vllm_worker import BACKEND, register_transfer
 
     (folder / "config.json").write_text(json.dumps(_described(config, length)), encoding="utf-8")
     arguments: dict[str, Any] = {"max_num_seqs": 64, "seed": 0}
     if current_platform.is_cpu():
         arguments["kv_cache_memory_bytes"] = max(CACHE, 2 * length * _bytes_per_token(config, dtype))
-    return LLM(
+    if transfers := register_transfer():
+        arguments["weight_transfer_config"] = {"backend": BACKEND}
+    return transfers, LLM(
         model=str(folder),
         tokenizer=tokenizer,
         dtype=dtype,
@@ -204,18 +245,6 @@ def _bytes_per_token(config: PretrainedConfig, dtype: str) -> int:
     return int(2 * config.num_hidden_layers * heads * size * getattr(torch, dtype).itemsize)
 
 
-def _announced(candidate: Candidate) -> Iterator[tuple[str, Tensor]]:
-    """The stream, held to its manifest: vLLM only warns of a tensor that does not come, and keeps the one of before."""
-    left = dict(candidate.manifest)
-    for name, tensor in candidate.weights:
-        info = left.pop(name, None)
-        if info is None or tuple(tensor.shape) != info.shape or tensor.dtype != TORCH_DTYPES[info.dtype]:
-            raise CheckpointError(f"candidate: {name!r} comes as {tensor.dtype} {list(tensor.shape)}, it was announced as {info}")
-        yield name, tensor
-    if left:
-        raise CheckpointError(f"candidate: {next(iter(left))!r} was announced and did not come")
-
-
 def _reading(flat: Any, wanted: int, rivals: int) -> Reading:
     """From vLLM's flat lists: for each token but the first, itself and then the `rivals` most likely ones."""
     width = 1 + rivals
@@ -241,14 +270,30 @@ def _eager() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _eager_ranks() -> Iterator[None]:
+    """The same for processes that are started within."""
+    before = os.environ.get(NO_COMPILER)
+    if not torch.cuda.is_available():
+        os.environ[NO_COMPILER] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(NO_COMPILER, None)
+        else:
+            os.environ[NO_COMPILER] = before
+
+
+@contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """A starting engine seeds every generator of the process, and takes torch.set_num_threads away."""
-    threads, python, numpy = torch.set_num_threads, random.getstate(), np.random.get_state()
+    threads, count, python, numpy = torch.set_num_threads, torch.get_num_threads(), random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(), _eager():
+        with torch.random.fork_rng(), _eager(), _eager_ranks():
             yield
     finally:
         torch.set_num_threads = threads
+        torch.set_num_threads(count)
         random.setstate(python)
         np.random.set_state(numpy)
 

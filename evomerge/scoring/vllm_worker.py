@@ -1,28 +1,57 @@
-"""What vLLM's worker learns from us: a candidate's weights and its rotary tables, exchanged while the engine lives."""
+"""What vLLM's workers learn from us: a candidate's weights and its rotary tables, exchanged while the engine lives."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from evomerge.scoring.vllm_crossing import Arrivals, Parcel
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+BACKEND = "evomerge"  # of vLLM's weight transfer
+
+
+def register_transfer() -> bool:
+    """Makes our backend known to this process' vLLM; False where this vLLM has no such interface."""
+    try:
+        from vllm import LLM
+        from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory as Factory
+    except ImportError:
+        return False
+    if not all(hasattr(LLM, name) for name in ("start_weight_update", "update_weights", "finish_weight_update")):
+        return False
+    with contextlib.suppress(ValueError):  # it is known already
+        Factory.register_engine(BACKEND, "evomerge.scoring.vllm_transfer", "CandidateTransfer")
+    return True
+
+
+register_transfer()  # for vLLM imports this file in each of its processes, and nothing else of ours
 
 
 class CandidateWorker:
     """Mixed into the worker by `worker_extension_cls`; called by `llm.collective_rpc`."""
 
     if TYPE_CHECKING:  # what vLLM's own worker brings
+        device: torch.device
         reload_weights: Any
         model_runner: Any
         vllm_config: Any
 
-    def load_candidate(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self.reload_weights(weights_iterator=iter(weights))
+    def load_candidate(self, parcel: Parcel) -> None:
+        """Where vLLM has no weight transfer."""
+        if not hasattr(self, "arrivals"):
+            self.arrivals = Arrivals(self.device)
+        self.reload_weights(weights_iterator=self.arrivals.unpack(parcel))
+
+    def settle(self) -> None:
+        """What is left to do when all weights have come."""
         self.repack_tied_heads()
+        self.wipe_cache()
 
     def repack_tied_heads(self) -> None:
         """The CPU backend computes with a packed copy of each weight; that of a tied head, which no tensor names, stays old."""

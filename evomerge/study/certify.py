@@ -16,6 +16,7 @@ from evomerge.errors import StudyError
 from evomerge.guards.criteria import criteria, opponents, reference
 from evomerge.guards.ledger import Ledger
 from evomerge.guards.verdict import Verdict, together
+from evomerge.scoring import ScoringConfig
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import parents as parent_recipes
@@ -298,7 +299,8 @@ class Closing:
         search = self.experiment.search
         whole = {
             "evomerge": __version__,
-            "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "optuna", "lm-eval")},
+            "versions": versions(self.experiment.scoring),
+            "scoring": self.experiment.scoring.to_data(),
             "aggregate": self.experiment.suite.aggregate,
             "splits": self.splits.hash,
             # more than one where a study went on after its certificate, or another had opened some: then they were not unseen
@@ -312,6 +314,16 @@ class Closing:
         }
         self.record.write_json("certificate.json", whole)
         return whole
+
+
+def versions(scoring: ScoringConfig) -> dict[str, str]:
+    """What the figures of a certificate were made with."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "optuna", "lm-eval")}
+    if scoring.scorer == "vllm":
+        from evomerge.scoring.vllm_engine import version
+
+        found["vllm"] = version()
+    return found
 
 
 def _named(name: str, life: Life[T]) -> Life[tuple[str, T]]:

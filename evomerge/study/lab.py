@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 from evomerge.candidate import live
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import card
 from evomerge.candidate.save import save
-from evomerge.candidate.stream import TORCH_DTYPES, Candidate, Sources, materialize
+from evomerge.candidate.stored import from_disk
+from evomerge.candidate.stream import Candidate, Sources, materialize
 from evomerge.document import nearest
 from evomerge.errors import GuardError
 from evomerge.guards.ewc import Anchor, Penalties
@@ -171,18 +170,3 @@ def catalogue(experiment: Experiment) -> dict[str, list[str]]:
         return scorer.catalogue()
     finally:
         scorer.close()
-
-
-def from_disk(model: str | Path) -> Candidate:
-    """A model directory as a candidate, its tensors read as the stream runs."""
-    checkpoint = Checkpoint.open(str(model))
-    return Candidate(checkpoint.config, _Read(checkpoint), checkpoint.fingerprint, checkpoint.tensors)
-
-
-@dataclass(frozen=True)
-class _Read:
-    checkpoint: Checkpoint
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        for name, info in self.checkpoint.tensors.items():
-            yield name, self.checkpoint.read(name).to(TORCH_DTYPES[info.dtype])  # an adapter's sums come unrounded

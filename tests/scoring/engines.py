@@ -25,6 +25,7 @@ if importlib.util.find_spec("vllm") is None:  # whoever imports this file is ski
 
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz0123456789"
 VOCABULARY = {token: i for i, token in enumerate(("<pad>", "<bos>", "<eos>", "<unk>", *CHARACTERS))}
+CHAT = "{% for m in messages %}{{ '0' if m.role == 'user' else '1' }} {{ m.content }}\n{% endfor %}"
 CONTEXT = 256
 LETTERS = range(6, len(VOCABULARY))
 
@@ -46,7 +47,9 @@ def build(folder: Path, seed: int, *, tied: bool, layers: int = 3) -> Path:
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    whole.chat_template = CHAT
+    whole.save_pretrained(folder)
     return folder
 
 

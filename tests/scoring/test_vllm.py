@@ -17,7 +17,7 @@ from evomerge.candidate import live
 from evomerge.candidate.stream import Candidate
 from evomerge.errors import CheckpointError, ScoringError
 from evomerge.recipe import Context, locate
-from evomerge.scoring import Scores, ScoringConfig, Suite, make_scorer, vllm_engine
+from evomerge.scoring import Scores, ScoringConfig, Suite, make_scorer, vllm_crossing, vllm_worker
 from evomerge.scoring.vllm import VllmScorer
 from evomerge.scoring.vllm_engine import Engine
 from evomerge.scoring.vllm_worker import CandidateWorker
@@ -142,6 +142,30 @@ def test_another_architecture_starts_another_engine(folders, scorer):
     assert furthest(logs, of_transformers(candidate(folders["deeper"]), PROMPTS)) < 1e-5
 
 
+def test_candidates_come_by_the_weight_transfer_of_vllm_where_it_is(folders, scorer, monkeypatch):
+    from vllm.entrypoints.rl.offline import RLOfflineMixin
+
+    scorer.load(candidate(folders["untied-0"]))
+
+    assert scorer.engine._transfers
+    assert vllm_worker.register_transfer()
+    monkeypatch.delattr(RLOfflineMixin, "update_weights")
+    assert not vllm_worker.register_transfer()
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+def test_without_it_they_come_by_the_workers_own_reload_and_say_the_same(kind, fresh, folders, suite, monkeypatch):
+    monkeypatch.setattr(vllm_worker, "register_transfer", lambda: False)
+    made = make_scorer(ScoringConfig(scorer="vllm"), suite, model=folders["untied-0"])
+    for seed in (0, 1):
+        made.load(candidate(folders[f"{kind}-{seed}"]))
+
+    assert not made.engine._transfers
+    assert made.starts == 1
+    assert spoken(made.engine) == fresh[f"{kind}-1"]
+    made.close()
+
+
 # --- the cures, each taken out
 
 
@@ -244,7 +268,7 @@ def test_a_poisoned_engine_would_stay_poisoned(monkeypatch, folders, scorer):
     scorer.load(candidate(folders["untied-0"]))
     with monkeypatch.context() as patch:
         patch.setattr(VllmScorer, "_stop", lambda self: None)
-        patch.setattr(vllm_engine, "_announced", lambda candidate: candidate.weights)
+        patch.setattr(vllm_crossing, "announced", lambda candidate: candidate.weights)
         with pytest.raises(AssertionError):  # vLLM's own, in the middle of a layer
             scorer.load(unlike_its_manifest(candidate(folders["untied-1"])))
         with pytest.raises(AssertionError):
@@ -331,6 +355,24 @@ def test_rows_are_those_of_the_hf_scorer(suite, folders, scorer):
 
         assert same(ours, theirs) < 1e-4
     assert right[0] >= 8
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_fewshot": 2}, {"num_fewshot": 1, "apply_chat_template": True, "fewshot_as_multiturn": True}], ids=str
+)
+def test_rows_behind_examples_and_chat_templates_are_those_of_the_hf_scorer(options, suite, folders):
+    asked = {"choices": range(6), "answers": range(6)}
+    found, prompts = [], []
+    for each in ("hf", "vllm"):
+        scorer = make_scorer(ScoringConfig(scorer=each, lm_eval=options), suite, model=folders["untied-0"])
+        scorer.load(candidate(folders["untied-0"]))
+        found.append(scorer.score(asked))
+        prompts += [q.requests[0].args[0] for q in scorer.harness.questions(scorer.lm, {"answers": range(6)})]
+        scorer.close()
+
+    assert same(*found) < 1e-4
+    assert prompts[:6] == prompts[6:]
+    assert all((prompt[0] == "0") == ("apply_chat_template" in options) for prompt in prompts)
 
 
 @pytest.mark.parametrize("name", ["sort", "tied-sort"])

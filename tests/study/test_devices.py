@@ -1,5 +1,6 @@
 """Devices are shared out among workers: each engine has its own, and none is given twice."""
 
+import multiprocessing
 import os
 from functools import partial
 from itertools import chain
@@ -96,3 +97,24 @@ def test_each_worker_sees_its_own_devices_and_this_process_all(before, monkeypat
 
     assert seen == {"3", "4,5"}
     assert os.environ.get(VISIBLE) == before
+
+
+class Parent:
+    """Has a child of its own, as an engine of several ranks has."""
+
+    def evaluate(self, job: Job) -> Result:
+        child = multiprocessing.get_context("spawn").Process(target=os.getpid)
+        child.start()
+        child.join()
+        return Result(error=f"child ended with {child.exitcode}")
+
+    def close(self) -> None: ...
+
+
+def test_a_worker_whose_engine_has_ranks_may_have_children():
+    pool = Pool(Parent, 1, [Seat(ranks=2)])
+    (said,) = pool.run(iter([asking()]))
+    pool.close()
+
+    assert said == "child ended with 0"
+    assert not pool.lanes[0].process.is_alive()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def test_the_quickstart_goes_from_search_to_certificate_and_says_of_its_winner_w
     assert winner.heal is not None
     assert winner.context is not None
     assert found["winner"]["rows_that_differ_from_the_live_engine"] == []
+    assert re.fullmatch(r"vllm(-cpu)? \d+\.\d+.*", found["versions"]["vllm"])
+    assert found["scoring"] == {"with": "vllm", "dtype": "float32", "device": "auto", "allow_code": False}
 
     for split in ("select", "sealed"):
         ours = Scores.read(study / split / "winner.jsonl")
@@ -73,7 +76,7 @@ def test_the_quickstart_goes_from_search_to_certificate_and_says_of_its_winner_w
 
 
 class Killer:
-    """Watches a study and kills one of its workers, engine and all, when some trials have ended."""
+    """Watches a study and kills one of its processes when some trials have ended: a worker, engine and all, or a rank."""
 
     def __init__(self, after: int) -> None:
         self.left, self.counting, self.killed = after, False, 0
@@ -99,3 +102,18 @@ def test_an_engine_killed_in_the_middle_costs_no_trial(tmp_path):
     assert len(ended) == 6
     assert {note["state"] for note in ended.values()} <= {"survived", "stopped"}
     assert certificate(study)["trials"] == 6
+
+
+def test_a_rank_killed_in_the_middle_costs_no_trial(tmp_path):
+    study, killer = tmp_path / "study", Killer(after=2)
+    path = write(tmp_path, FEWEST)
+    data = parse_yaml(path.read_text(), "space.yaml")
+    data["scoring"]["engine"] = {"tensor_parallel_size": 2}
+    path.write_text(dump_yaml(data))
+    search(path, study, workers=1, watch=killer)
+    ended = trials(study)
+
+    assert killer.killed
+    assert len(ended) == 6
+    assert {note["state"] for note in ended.values()} <= {"survived", "stopped"}
+    assert certificate(study)["scoring"]["engine"] == {"tensor_parallel_size": 2}
