@@ -260,6 +260,7 @@ def doctor() -> None:
 class Bench(StrEnum):
     search = "search"
     merge = "merge"
+    scoring = "scoring"
     kernels = "kernels"
 
 
@@ -267,19 +268,24 @@ class Bench(StrEnum):
 def bench(
     what: Annotated[
         Bench,
-        typer.Argument(help="search: a whole run, by the wall; merge: from a recipe to live weights; kernels: beside a copy."),
+        typer.Argument(
+            help="search: a whole run, by the wall; merge: from a recipe to live weights; scoring: candidates an hour with hf,"
+            " with a live vLLM and with a fresh one for each; kernels: beside a copy."
+        ),
     ],
     space: Annotated[Path, typer.Argument(help="The experiment to time.")] = Path("search_spaces/quickstart.yaml"),
-    runs: Annotated[int, typer.Option(min=1, help="Runs of a search.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of a search; candidates of each way to score.")] = 3,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.")] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Documents a candidate, for scoring.")] = 600,
 ) -> None:
-    """Time a search, a merge or the kernels on this machine, medians of several runs."""
+    """Time a search, a merge, scoring or the kernels on this machine, medians of several runs."""
     from evomerge import bench as benches
 
-    if what is Bench.kernels:
+    if what in (Bench.kernels, Bench.scoring):
         from evomerge.bench.kernels import bench_kernels
+        from evomerge.bench.scoring import bench_scoring
 
-        for line in bench_kernels():
+        for line in bench_kernels() if what is Bench.kernels else bench_scoring(space, documents, runs):
             print(line, flush=True)
         return
 
