@@ -82,6 +82,26 @@ class Bands:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """Keep of each delta the positions whose uniform number is not below their rank's limit, times their rank's growth."""
+
+    ranks: tuple[Tensor, ...]  # [K] of [N], int16 or int32: where each magnitude stands in its row, from the smallest, 0
+    chances: Tensor  # [K, W, 2] in the computation's dtype: of each rank its limit, a float32, and its growth
+    keys: tuple[int, ...]
+    rescale: tuple[float, ...]
+    resident: Tensor | None = None  # the uniform numbers [K, N], where a caller keeps them
+
+    def factor(self, start: int, count: int) -> Tensor:
+        """What each element of a piece is multiplied by, [K, count]."""
+        return torch.stack([self._factor(k, start, count) for k in range(len(self.keys))])
+
+    def _factor(self, k: int, start: int, count: int) -> Tensor:
+        limit, growth = self.chances[k, self.ranks[k][start : start + count].long()].unbind(-1)
+        drawn = draw(self.keys[k], start, count) if self.resident is None else self.resident[k, start : start + count]
+        return torch.where(drawn.to(limit.device) >= limit, growth, 0.0)
+
+
+@dataclass(frozen=True)
 class Marks:
     """Multiply each element of each delta by a factor of its own, 0 where it is dropped, and rescale what stays."""
 
@@ -89,7 +109,7 @@ class Marks:
     rescale: tuple[float, ...]
 
 
-Keep = Sequence[Trim] | Drops | Bands | Marks | None
+Keep = Sequence[Trim] | Drops | Bands | Ranked | Marks | None
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,14 @@ DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32")
 MOST = 16  # sources of one merge
 TWINS: dict[Backend, dict[str, str]] = {  # where each function's twin stands
     "torch": {},
-    "native": dict.fromkeys(("combine", "norms", "balance", "counts", "members"), "evomerge.kernels.native"),
+    "native": dict.fromkeys(
+        ("combine", "norms", "balance", "counts", "members", "ranks", "gram", "gram_of_rows", "mix_rows"),
+        "evomerge.kernels.native",
+    ),
     "triton": {
-        **dict.fromkeys(("combine", "norms"), "evomerge.kernels.combine"),
+        **dict.fromkeys(("combine", "norms", "balance"), "evomerge.kernels.combine"),
         **dict.fromkeys(("counts", "members"), "evomerge.kernels.threshold"),
-        "products": "evomerge.kernels.slerp",
+        **dict.fromkeys(("gram", "gram_of_rows", "mix_rows"), "evomerge.kernels.vectors"),
     },
 }
 _forced: ContextVar[Backend | None] = ContextVar("backend", default=None)

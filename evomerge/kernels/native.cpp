@@ -20,7 +20,7 @@ constexpr int MOST = 16;    // sources
 constexpr int BLOCK = 512;  // elements; a multiple of 4, so that no Philox counter straddles two blocks
 
 enum Kind : int32_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
-enum Keep : int32_t { ALL, TRIM, DROP };
+enum Keep : int32_t { ALL, TRIM, DROP, BAND, RANK };
 
 template <class To, class From>
 inline To bits(From x) {
@@ -168,8 +168,10 @@ struct Job {
     int64_t start, stop, origin, stride;  // `kept` writes row k of [K, stride], whose first column is position `origin`
     int32_t count, subtract, keep, elect, weighted, normalize, tie;
     double weight[MOST], voice[MOST], scale;
-    float limit[MOST];  // a magnitude must be above it, a uniform number not below
+    float limit[MOST], upper[MOST];  // a magnitude must be above the first and not above the second, a uniform number not below
     uint64_t key[MOST];
+    const void *ranks[MOST], *chances[MOST];  // of every element its rank; of every rank its limit and its growth, side by side
+    int32_t long_ranks;
 };
 
 }  // extern "C"
@@ -179,6 +181,7 @@ namespace {
 template <class C>
 struct Block {
     alignas(64) C base[BLOCK], votes[MOST][BLOCK], merged[BLOCK];
+    alignas(64) C factor[BLOCK];
     alignas(64) float uniform[BLOCK], staged[BLOCK];
 };
 
@@ -223,6 +226,16 @@ void load_base(const Job &job, int64_t start, int count, Block<C> &block) {
     if (job.base) read<C>(job.base, job.base_kind, start, count, block.staged, [=](int i, C x) { base[i] = x; });
 }
 
+// What each element is multiplied by: its rank's growth, or 0 where its number is below its rank's limit.
+template <class C, class Rank>
+void spare(const Rank *__restrict ranks, const void *chances, int count, const float *__restrict uniform, C *__restrict factor) {
+    const C *__restrict chance = static_cast<const C *>(chances);
+    for (int i = 0; i < count; ++i) {
+        const C limit = chance[2 * int64_t(ranks[i])], growth = chance[2 * int64_t(ranks[i]) + 1];
+        factor[i] = C(uniform[i]) >= limit ? growth : C(0);
+    }
+}
+
 // What is kept of one delta, zero elsewhere, times `voice`.
 template <class C>
 void vote(const Job &job, int k, int64_t start, int count, C voice, Block<C> &block, C *__restrict votes) {
@@ -241,6 +254,18 @@ void vote(const Job &job, int k, int64_t start, int count, C voice, Block<C> &bl
     switch (job.keep) {
         case ALL: return every([=](int, C delta) { return delta; });
         case TRIM: return every([=](int, C delta) { return (float(std::fabs(delta)) > limit ? C(1) : C(0)) * delta; });
+        case BAND: {
+            const float upper = job.upper[k];
+            return every([=](int, C delta) {
+                const float size = float(std::fabs(delta));
+                return ((size > limit) & !(size > upper) ? C(1) : C(0)) * delta;
+            });
+        }
+        case RANK:
+            draw(job.key[k], start - before, count + before, block.uniform);
+            if (job.long_ranks) spare<C>(static_cast<const int32_t *>(job.ranks[k]) + start, job.chances[k], count, uniform, block.factor);
+            else spare<C>(static_cast<const int16_t *>(job.ranks[k]) + start, job.chances[k], count, uniform, block.factor);
+            return every([factor = block.factor](int i, C delta) { return factor[i] * delta; });
         case DROP:
             draw(job.key[k], start - before, count + before, block.uniform);
             return every([=](int i, C delta) { return (uniform[i] >= limit ? C(1) : C(0)) * delta; });
@@ -376,9 +401,103 @@ void members(const Job &job, uint32_t bin, float *sizes, int64_t *positions) {
     });
 }
 
+// Σ xᵢyᵢ over a block, in LANES sums that are added to those of the blocks before: an order that no processor changes.
+constexpr int LANES = 32;
+
+void accumulate(const double *__restrict x, const double *__restrict y, double *__restrict sums) {
+    double lanes[LANES];
+    for (int l = 0; l < LANES; ++l) lanes[l] = sums[l];
+    for (int i = 0; i < BLOCK; i += LANES)
+        for (int l = 0; l < LANES; ++l) lanes[l] += x[i + l] * y[i + l];
+    for (int l = 0; l < LANES; ++l) sums[l] = lanes[l];
+}
+
+// ⟨δᵢ, δⱼ⟩ of every row of `width` elements, [R, K, K].
+template <class C>
+void gram(const Job &job, int64_t width, double *products) {
+    Block<C> block;
+    alignas(64) static thread_local double wide_votes[MOST][BLOCK], sums[MOST * MOST][LANES];
+    const int K = job.count;
+    for (int64_t first = job.start; first < job.stop; first += width, products += K * K) {
+        const int64_t last = job.stop - first < width ? job.stop : first + width;
+        std::memset(sums, 0, sizeof(double) * LANES * size_t(K) * size_t(K));
+        for (int64_t start = first; start < last; start += BLOCK) {
+            const int count = int(last - start < BLOCK ? last - start : BLOCK);
+            load_base(job, start, count, block);
+            for (int k = 0; k < K; ++k) {
+                vote(job, k, start, count, C(1), block, block.votes[k]);
+                for (int i = 0; i < count; ++i) wide_votes[k][i] = double(block.votes[k][i]);
+                for (int i = count; i < BLOCK; ++i) wide_votes[k][i] = 0;
+            }
+            for (int i = 0; i < K; ++i)
+                for (int j = i; j < K; ++j) accumulate(wide_votes[i], wide_votes[j], sums[i * K + j]);
+        }
+        for (int i = 0; i < K; ++i)
+            for (int j = i; j < K; ++j) {
+                double total = 0;
+                for (int l = 0; l < LANES; ++l) total += sums[i * K + j][l];
+                products[i * K + j] = products[j * K + i] = total;
+            }
+    }
+}
+
+// A merge whose voices differ from row to row: those of row r are coefficients[r * K …].
+template <class C>
+void mix(const Job &whole, const C *coefficients, int64_t width) {
+    Job job = whole;
+    for (int64_t row = whole.start / width; row * width < whole.stop; ++row) {
+        job.start = row * width, job.stop = job.start + width;
+        for (int k = 0; k < job.count; ++k) job.voice[k] = double(coefficients[row * job.count + k]);
+        combine<C>(job);
+    }
+}
+
+// Where each magnitude stands in its row, from the smallest, 0; equal ones by position. A radix sort of float32 by their bits.
+constexpr int DIGIT = 11;  // bits of one pass: three make up a magnitude
+
+template <class Rank>
+void rank_row(const uint32_t *sizes, int64_t width, uint32_t *one, uint32_t *other, Rank *ranks) {
+    static thread_local uint32_t counts[3][1 << DIGIT];
+    std::memset(counts, 0, sizeof counts);
+    for (int64_t i = 0; i < width; ++i)
+        for (int pass = 0; pass < 3; ++pass) ++counts[pass][sizes[i] >> (DIGIT * pass) & ((1 << DIGIT) - 1)];
+    for (int64_t i = 0; i < width; ++i) one[i] = uint32_t(i);
+    for (int pass = 0; pass < 3; ++pass) {
+        uint32_t *count = counts[pass], begin = 0;
+        for (int digit = 0; digit < 1 << DIGIT; ++digit) {
+            const uint32_t here = count[digit];
+            count[digit] = begin, begin += here;
+        }
+        for (int64_t i = 0; i < width; ++i) other[count[sizes[one[i]] >> (DIGIT * pass) & ((1 << DIGIT) - 1)]++] = one[i];
+        uint32_t *sorted = other;
+        other = one, one = sorted;
+    }
+    for (int64_t i = 0; i < width; ++i) ranks[one[i]] = Rank(i);
+}
+
+template <class C>
+void ranks(const Job &job, int64_t width, uint32_t *room) {  // room for three rows
+    Block<C> block;
+    for (int64_t first = job.start; first < job.stop; first += width) {
+        for (int64_t start = first; start < first + width; start += BLOCK) {
+            const int count = int(first + width - start < BLOCK ? first + width - start : BLOCK);
+            load_base(job, start, count, block);
+            vote(job, 0, start, count, C(1), block, block.votes[0]);
+            for (int i = 0; i < count; ++i) room[start - first + i] = bits<uint32_t>(float(std::fabs(block.votes[0][i])));
+        }
+        if (job.long_ranks) rank_row(room, width, room + width, room + 2 * width, static_cast<int32_t *>(job.merged) + first);
+        else rank_row(room, width, room + width, room + 2 * width, static_cast<int16_t *>(job.merged) + first);
+    }
+}
+
 }  // namespace
 
 extern "C" {
+void gram_float32(const Job *job, int64_t width, double *products) { gram<float>(*job, width, products); }
+void mix_float32(const Job *job, const float *coefficients, int64_t width) { mix<float>(*job, coefficients, width); }
+void mix_float64(const Job *job, const double *coefficients, int64_t width) { mix<double>(*job, coefficients, width); }
+void ranks_float32(const Job *job, int64_t width, uint32_t *room) { ranks<float>(*job, width, room); }
+void ranks_float64(const Job *job, int64_t width, uint32_t *room) { ranks<double>(*job, width, room); }
 void counts_float32(const Job *job, int64_t *tables) { counts<float>(*job, tables); }
 void counts_float64(const Job *job, int64_t *tables) { counts<double>(*job, tables); }
 void members_float32(const Job *job, uint32_t bin, float *sizes, int64_t *to) { members<float>(*job, bin, sizes, to); }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from evomerge.kernels import MOST
 from evomerge.kernels.compiled import library
-from evomerge.masks import Ballot, Drops, Keep, Trim
+from evomerge.masks import Ballot, Bands, Drops, Keep, Marks, Ranked, Trim
 
 KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 BINS = 1 << 15  # of magnitudes, see methods/threshold.py
-ALL, TRIM, DROP = 0, 1, 2  # what `keep` asks for
+ALL, TRIM, DROP, BAND, RANK = range(5)  # what `keep` asks for
 CHUNK = 3 << 15  # of all deltas together whose norm is summed: the specification's, which no bit may differ from
 SHARE = 1 << 18  # elements that are worth a thread
 
@@ -34,14 +34,14 @@ class Job(ctypes.Structure):
         ("count", ctypes.c_int32), ("subtract", ctypes.c_int32), ("keep", ctypes.c_int32), ("elect", ctypes.c_int32),
         ("weighted", ctypes.c_int32), ("normalize", ctypes.c_int32), ("tie", ctypes.c_int32),
         ("weight", ctypes.c_double * MOST), ("voice", ctypes.c_double * MOST), ("scale", ctypes.c_double),
-        ("limit", ctypes.c_float * MOST), ("key", ctypes.c_uint64 * MOST),
+        ("limit", ctypes.c_float * MOST), ("upper", ctypes.c_float * MOST), ("key", ctypes.c_uint64 * MOST),
+        ("ranks", ctypes.c_void_p * MOST), ("chances", ctypes.c_void_p * MOST), ("long_ranks", ctypes.c_int32),
     )  # fmt: skip
 
 
 def takes(keep: Keep = None, dtype: torch.dtype | None = None) -> bool:
     """Whether the C++ side knows this kind of mask and this dtype of a result."""
-    known = keep is None or isinstance(keep, (Drops, Sequence))
-    return known and (dtype is None or dtype in KINDS)
+    return not isinstance(keep, Marks) and (dtype is None or dtype in KINDS)
 
 
 def combine(
@@ -105,6 +105,51 @@ def members(base: Tensor | None, source: Tensor, bin: int, count: int) -> tuple[
     return sizes[:count], positions[:count]
 
 
+def gram(base: Tensor | None, sources: Sequence[Tensor], *, subtract: bool = True) -> Tensor:
+    """⟨δᵢ, δⱼ⟩ of whole tensors, [K, K] in float64: of stretches, whatever the number of threads, and their sum."""
+    return torch.from_numpy(gram_of_rows(base, sources, SHARE, subtract=subtract).numpy().sum(0))
+
+
+def gram_of_rows(base: Tensor | None, sources: Sequence[Tensor], width: int, *, subtract: bool = True) -> Tensor:
+    """⟨δᵢ, δⱼ⟩ of each row of `width` elements, [R, K, K] in float64; the last row may be shorter."""
+    request, size, count = Request(base, sources, None, subtract), sources[0].numel(), len(sources)
+    products = torch.empty(-(-size // width), count, count, dtype=torch.float64)
+    function = request.function("gram")
+
+    def some(job: Job) -> None:
+        function(ctypes.byref(job), ctypes.c_int64(width), _address(products[job.start // width :]))
+
+    spread(some, request.rows(width))
+    return products
+
+
+def mix_rows(
+    base: Tensor | None, sources: Sequence[Tensor], coefficients: Tensor, *, subtract: bool = True, dtype: torch.dtype
+) -> Tensor:
+    """base + Σ coefficientₖ · δₖ, with `coefficients` for each of R rows, [R, K]."""
+    request, merged = Request(base, sources, None, subtract), _empty(sources[0].shape, dtype)
+    request.write_to(merged)
+    numbers, width = coefficients.to(request.dtype).contiguous(), max(merged.numel() // max(len(coefficients), 1), 1)
+    function = request.function("mix")
+    spread(lambda job: function(ctypes.byref(job), _address(numbers), ctypes.c_int64(width)), request.rows(width))
+    return merged
+
+
+def ranks(base: Tensor | None, source: Tensor, width: int) -> Tensor:
+    """Where each magnitude of source - base stands in its row of `width` elements, from the smallest, 0: [N]."""
+    request = Request(base, [source], None, subtract=True)
+    found = torch.empty(source.numel(), dtype=torch.int16 if width <= BINS else torch.int32)
+    request.job.merged, request.job.long_ranks = found.data_ptr(), found.dtype == torch.int32
+    function = request.function("ranks")
+
+    def some(job: Job) -> None:
+        room = torch.empty(3 * width, dtype=torch.int32)
+        function(ctypes.byref(job), ctypes.c_int64(width), _address(room))
+
+    spread(some, request.rows(width))
+    return found
+
+
 class Request:
     """Tensors and numbers as the C++ side reads them; it holds the tensors as long as it lives."""
 
@@ -112,6 +157,7 @@ class Request:
         self.base = None if base is None else base.contiguous()
         self.sources = [source.contiguous() for source in sources]
         self.trims: Sequence[Trim] = ()
+        self.inner: Sequence[Trim] = ()
         tensors = self.sources if self.base is None else [self.base, *self.sources]
         self.dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
         self.job = Job(count=len(self.sources), subtract=subtract and base is not None, keep=ALL, scale=1.0)
@@ -120,11 +166,24 @@ class Request:
         self.job.sources[:] = _filled([source.data_ptr() for source in self.sources])
         self.job.source_kinds[:] = _filled([KINDS[source.dtype] for source in self.sources])
         self.rescale: Sequence[float] = [1.0] * len(self.sources)
+        if isinstance(keep, (Drops, Bands, Ranked)):
+            self.rescale = keep.rescale
         if isinstance(keep, Drops):
-            self.job.keep, self.rescale = DROP, keep.rescale
-            self.job.key[:], self.job.limit[:] = _filled(keep.keys), _filled(keep.rates)
+            self.job.keep, self.job.limit[:] = DROP, _filled(keep.rates)
+            self.job.key[:] = _filled(keep.keys)
+        elif isinstance(keep, Ranked):
+            self._rank(keep)
+        elif isinstance(keep, Bands):
+            self.job.keep, self.trims, self.inner = BAND, keep.outer, keep.inner
         elif isinstance(keep, Sequence):
             self.job.keep, self.trims = TRIM, keep
+
+    def _rank(self, keep: Ranked) -> None:
+        self.ranks, self.chances = [ranks.contiguous() for ranks in keep.ranks], keep.chances.contiguous()
+        self.job.keep, self.job.long_ranks = RANK, self.ranks[0].dtype == torch.int32
+        self.job.key[:] = _filled(keep.keys)
+        self.job.ranks[:] = _filled([ranks.data_ptr() for ranks in self.ranks])
+        self.job.chances[:] = _filled([chances.data_ptr() for chances in self.chances])
 
     def write_to(self, merged: Tensor, origin: int = 0) -> None:
         """Where the result goes; what is kept of each delta goes to a row of it, from column 0 for position `origin`."""
@@ -148,15 +207,26 @@ class Request:
 
     def jobs(self, first: int, last: int) -> Iterator[Job]:
         """Stretches in which each source has one limit, and which are enough for every thread."""
-        ends = {trim.last + 1 for trim in self.trims} | {*range(first, last, self._share(last - first)), last}
+        ends = {trim.last + 1 for trim in (*self.trims, *self.inner)} | {*range(first, last, self._share(last - first)), last}
         begin = first
         for end in sorted(end for end in ends if first < end <= last):
             job = Job.from_buffer_copy(self.job)
             job.start, job.stop = begin, end
             if self.trims:
                 job.limit[:] = _filled([trim.floor if begin <= trim.last else trim.magnitude for trim in self.trims])
+            if self.inner:
+                job.upper[:] = _filled([trim.floor if begin <= trim.last else trim.magnitude for trim in self.inner])
             yield job
             begin = end
+
+    def rows(self, width: int) -> list[Job]:
+        """Jobs of whole rows, which are enough for every thread."""
+        size = self.sources[0].numel()
+        step, jobs = max(self._share(size) // width, 1) * width, list[Job]()
+        for start in range(0, size, step):
+            jobs.append(Job.from_buffer_copy(self.job))
+            jobs[-1].start, jobs[-1].stop = start, min(start + step, size)
+        return jobs
 
     def _share(self, size: int) -> int:
         """Elements of a job: a multiple of 4, that random numbers are not drawn twice."""
@@ -177,12 +247,22 @@ def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def run(function: Any, jobs: Iterable[Job]) -> list[Any]:
-    """Every job, on as many threads as torch has; ctypes lets go of the interpreter meanwhile."""
-    pending, count = list(jobs), torch.get_num_threads()
-    if count == 1 or sum(job.stop - job.start > SHARE // 2 for job in pending) < 2:
-        return [function(ctypes.byref(job)) for job in pending]
+    """Every job, on as many threads as torch has."""
+    pending = list(jobs)
+    return spread(lambda job: function(ctypes.byref(job)), pending)
+
+
+def spread(function: Callable[[Job], Any], jobs: Sequence[Job]) -> list[Any]:
+    """The function of every job, on as many threads as torch has; ctypes lets go of the interpreter meanwhile."""
+    count = torch.get_num_threads()
+    if count == 1 or sum(job.stop - job.start > SHARE // 2 for job in jobs) < 2:
+        return [function(job) for job in jobs]
     with ThreadPoolExecutor(count) as threads:
-        return list(threads.map(lambda job: function(ctypes.byref(job)), pending))
+        return list(threads.map(function, jobs))
+
+
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def _filled(numbers: Sequence[Any]) -> list[Any]:

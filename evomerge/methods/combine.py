@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.masks import Ballot, Bands, Drops, Keep, Marks, Trim
+from evomerge.masks import Ballot, Bands, Drops, Keep, Marks, Ranked, Trim
 
 CHUNK = 3 << 15  # elements of all sources together
 
@@ -98,7 +98,7 @@ class Deltas:
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.subtract = subtract and base is not None
         self.keep = keep
-        self.rescale = keep.rescale if isinstance(keep, (Drops, Bands, Marks)) else (1.0,) * self.count
+        self.rescale = keep.rescale if isinstance(keep, (Drops, Bands, Ranked, Marks)) else (1.0,) * self.count
         self.limit = self._limit(keep)
 
     def chunks(self, stretch: slice | None = None) -> Iterator[slice]:
@@ -119,6 +119,8 @@ class Deltas:
         if isinstance(self.keep, Drops):
             uniform = self.keep.uniform(piece.start, delta.shape[1]).to(self.device)
             mask = torch.ge(uniform, self.limit, out=torch.empty_like(uniform))
+        elif isinstance(self.keep, Ranked):
+            mask = self.keep.factor(piece.start, delta.shape[1])
         elif isinstance(self.keep, Marks):
             mask = self.keep.factor[:, piece].to(self.dtype, copy=True)
         elif isinstance(self.keep, Bands):

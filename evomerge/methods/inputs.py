@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from evomerge import kernels, masks
-from evomerge.masks import Bands, Drops, Keep, Marks, Trim
+from evomerge.masks import Bands, Drops, Keep, Ranked, Trim
 from evomerge.methods.combine import Deltas, norms
 from evomerge.methods.slerp import cosine_of
 from evomerge.methods.threshold import Magnitudes
 
 Variant = Literal["paper", "mergekit"]
 T = TypeVar("T")
-Sparse = TypeVar("Sparse", Drops, Bands, Marks)
+Sparse = TypeVar("Sparse", Drops, Bands, Ranked)
 TOO_SMALL = 1e-7  # mergekit rescales no delta whose L1 norm is below
 
 

@@ -14,7 +14,7 @@ from evomerge.methods.combine import combine
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.knobs import Knobs
 from evomerge.methods.pointwise import terms_of
-from evomerge.methods.vectors import cosine, gram, gram_of_rows, mix
+from evomerge.methods.vectors import cosine, gram, gram_of_rows, mix_rows
 
 FLOOR = 1e-6  # mergekit divides by no product of two lengths, and by no 1 + (K - 1) cos ω, that is smaller
 
@@ -29,8 +29,8 @@ def model_stock(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
     if knobs.get("filter_wise", False) and len(shape) > 1:
         width = max(1, shape[-1])
         products = inputs.once("gram of rows", lambda: gram_of_rows(deltas, width))
-        t = ratio(products, knobs).unsqueeze(-1) / count  # [R, 1]
-        return mix(deltas, width, lambda rows: [t[rows]] * count, shape, dtype)
+        t = ratio(products, knobs) / count  # [R]
+        return mix_rows(deltas, width, t.unsqueeze(1).expand(-1, count), shape, dtype)
     t = ratio(inputs.once(("gram", "deltas"), lambda: gram(deltas)), knobs)
     return combine(inputs.base, inputs.terms, [(float(t) / count,)] * count, subtract=deltas.subtract, dtype=dtype)
 

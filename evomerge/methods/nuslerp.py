@@ -14,7 +14,7 @@ from evomerge.methods.combine import Deltas, combine
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.knobs import Knobs, Rows, per_source, sums
 from evomerge.methods.sphere import between_of
-from evomerge.methods.vectors import cosine, gram, gram_of_columns, gram_of_rows, mix
+from evomerge.methods.vectors import cosine, gram, gram_of_columns, gram_of_rows, mix, mix_rows
 
 BALANCED = 1e-6  # weights whose sum is smaller count alike
 PARALLEL = 1e-16  # of 1 - cos²
@@ -52,8 +52,11 @@ def _parts(inputs: Inputs, deltas: Deltas, t: Tensor, knobs: Knobs, dtype: torch
     found = inputs.once((along, knobs.get("between", "models")), lambda: cosine(products(deltas, width)))
     at = t.to(found.device).repeat_interleave(-(-(deltas.size // width) // len(t)))  # [R]
 
+    if along == "rows":
+        return mix_rows(deltas, width, torch.stack([*coefficients(found, at)], 1), shape, dtype)
+
     def of(rows: slice) -> Sequence[Tensor]:
-        return coefficients(found[rows, None] if along == "rows" else found, at[rows, None])
+        return coefficients(found, at[rows, None])
 
     return mix(deltas, width, of, shape, dtype)
 

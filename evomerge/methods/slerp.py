@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from evomerge import kernels
 from evomerge.methods.combine import Deltas, combine
 from evomerge.methods.vectors import gram
 
@@ -55,7 +53,5 @@ def cosine_of(a: Tensor, b: Tensor, shortest: float = ZERO_NORM) -> float:
 
 def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
     """⟨a, a⟩, ⟨a, b⟩, ⟨b, b⟩, summed in float64."""
-    if fused := kernels.twin("products", a, [b]):
-        return cast(tuple[float, float, float], fused(a, b))
     (aa, ab), (_, bb) = gram(Deltas(None, [a, b], None, subtract=False)).tolist()
     return aa, ab, bb

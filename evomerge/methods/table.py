@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evomerge.masks import Ballot, Bands, Drops, Keep, Marks
+from evomerge.masks import Ballot, Bands, Drops, Keep, Ranked
 from evomerge.methods.arcee_fusion import arcee_fusion
 from evomerge.methods.combine import balance, combine
 from evomerge.methods.della import magprune
@@ -94,12 +94,12 @@ def della(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
 
     `paper` divides each survivor by its own chance to stay, `mergekit` scales all of a source's to their old L1 norm.
     """
-    return _elected(inputs, {"normalize": True, **knobs}, _marks(inputs, knobs), dtype)
+    return _elected(inputs, {"normalize": True, **knobs}, _ranked(inputs, knobs), dtype)
 
 
 def della_linear(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
     """DELLA's drop without an election: a sum, as in DARE. Deep et al. 2024 (arXiv:2406.11617)."""
-    return _added(inputs, knobs, _marks(inputs, knobs), dtype)
+    return _added(inputs, knobs, _ranked(inputs, knobs), dtype)
 
 
 def breadcrumbs(inputs: Inputs, knobs: Knobs, dtype: torch.dtype) -> Tensor:
@@ -182,12 +182,12 @@ def _drops(inputs: Inputs, knobs: Knobs) -> Drops:
     return inputs.drops(whole_numbers(inputs, knobs, "drop_rate"), rescale)
 
 
-def _marks(inputs: Inputs, knobs: Knobs) -> Marks:
+def _ranked(inputs: Inputs, knobs: Knobs) -> Ranked:
     density = whole_numbers(inputs, knobs, "density")
     epsilon = whole_numbers(inputs, {"epsilon": 0.15, **knobs}, "epsilon")
     rescale = knobs.get("variant", "mergekit") if knobs.get("rescale", True) else None
-    marks = magprune(inputs, density, epsilon, rescale=rescale == "paper")
-    return inputs.rescaled(marks) if rescale == "mergekit" else marks
+    ranked = magprune(inputs, density, epsilon, rescale=rescale == "paper")
+    return inputs.rescaled(ranked) if rescale == "mergekit" else ranked
 
 
 def _bands(inputs: Inputs, knobs: Knobs) -> Bands:

@@ -7,10 +7,12 @@ then takes no time, and a second pass adds the models up.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.methods import combine
 
 Coefficients = Callable[[slice], Sequence[Tensor]]  # of some rows, for each model: [r, 1] or [r, C]
@@ -18,6 +20,8 @@ Coefficients = Callable[[slice], Sequence[Tensor]]  # of some rows, for each mod
 
 def gram(deltas: combine.Deltas) -> Tensor:
     """⟨δᵢ, δⱼ⟩ of whole tensors, [K, K] in float64."""
+    if fused := _twin("gram", deltas):
+        return cast(Tensor, fused(deltas.base, deltas.sources, subtract=deltas.subtract))
     products = torch.zeros(deltas.count, deltas.count, dtype=torch.float64, device=deltas.device)
     for piece in deltas.chunks():
         delta = deltas.whole(piece).double()
@@ -27,11 +31,18 @@ def gram(deltas: combine.Deltas) -> Tensor:
 
 def gram_of_rows(deltas: combine.Deltas, width: int) -> Tensor:
     """⟨δᵢ, δⱼ⟩ of each row of `width` elements, [R, K, K]."""
+    if fused := _twin("gram_of_rows", deltas):
+        return cast(Tensor, fused(deltas.base, deltas.sources, width, subtract=deltas.subtract))
     found = [torch.zeros(0, deltas.count, deltas.count, dtype=torch.float64, device=deltas.device)]
     for rows in blocks(deltas, width):
         delta = _rows(deltas, rows, width).double().transpose(0, 1)  # [r, K, C]
         found.append(delta @ delta.transpose(1, 2))
     return torch.cat(found)
+
+
+def _twin(name: str, deltas: combine.Deltas) -> Callable[..., Any] | None:
+    """Of float32 deltas only: of wide ones the last bits of a sum, which are those of its order, would be seen in the result."""
+    return None if deltas.dtype == torch.float64 else kernels.twin(name, deltas.base, [*deltas.sources])
 
 
 def gram_of_columns(deltas: combine.Deltas, width: int) -> Tensor:
@@ -52,6 +63,14 @@ def mix(deltas: combine.Deltas, width: int, coefficients: Coefficients, shape: t
         total = sum(terms[1:], start=terms[0])
         table[rows] = total if deltas.base is None else total + deltas.base.view(-1, width)[rows]
     return merged
+
+
+def mix_rows(deltas: combine.Deltas, width: int, coefficients: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """base + Σ coefficientₖ · δₖ, with coefficients [R, K] that differ from row to row of `width` elements."""
+    if fused := kernels.twin("mix_rows", deltas.base, [*deltas.sources], None, dtype):
+        merged: Tensor = fused(deltas.base, deltas.sources, coefficients, subtract=deltas.subtract, dtype=dtype)
+        return merged.view(shape)
+    return mix(deltas, width, lambda rows: coefficients[rows].unsqueeze(-1).unbind(1), shape, dtype)
 
 
 def cosine(products: Tensor, i: int = 0, j: int = 1, floor: float = 0.0) -> Tensor:

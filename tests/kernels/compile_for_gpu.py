@@ -4,12 +4,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from evomerge.kernels.combine import _combine, _norms
-from evomerge.kernels.slerp import _products
+from evomerge.kernels.combine import ALL, BAND, DROP, RANK, TRIM, _combine, _sums
 from evomerge.kernels.threshold import BINS, COPIES, _counts, _members
+from evomerge.kernels.vectors import _grams, _mix
 
-NUMBERS = {"limits": "*fp32", "lasts": "*i64", "keys": "*i64", "size": "i64"}
+NUMBERS = {"limits": "*fp32", "lasts": "*i64", "keys": "*i64", "size": "i64", "voices": "*fp32"}
 TARGET = GPUTarget("cuda", 90, 32)
+K = 3
 
 
 def compile_one(kernel: triton.JITFunction, signature: dict[str, object], constants: dict[str, object]) -> str:
@@ -17,20 +18,35 @@ def compile_one(kernel: triton.JITFunction, signature: dict[str, object], consta
     return str(triton.compile(ASTSource(kernel, full, constexprs=constants), target=TARGET).asm["ptx"])
 
 
-for keep, elect in ((0, False), (1, True), (2, True)):
-    tensors = {"base": "*bf16", "sources": ("*bf16", "*bf16", "*fp32"), "merged": "*bf16"}
-    tables = {"weights": "*fp32", "voices": "*fp32", "scales": "*fp32", "rows": "i64", "owners": "*i64", "row": "*i64", **NUMBERS}
-    options = {"K": 3, "GROUPS": 1 + keep, "ADD": True, "SUBTRACT": True, "KEEP": keep, "ELECT": elect, "WEIGHTED": True}
-    options |= {"NORMALIZE": elect, "TIE": 1, "BLOCK": 1024}
-    for many in (False, True):
-        code = compile_one(_combine, tensors | tables, options | {"MANY": many, "ALIGNED": True})
-        assert not many or "ld.global.v" in code, "addresses from a table lost their alignment: elements are loaded one by one"
-    norms = {"base": "*bf16", "sources": ("*bf16", "*bf16", "*fp32"), "partial": "*fp32", **NUMBERS}
-    compile_one(_norms, norms, {"K": 3, "SUBTRACT": True, "KEEP": keep, "BLOCK": 1024})
+def models(dtype: str, count: int, last: str = "") -> dict[str, object]:
+    """A base and sources, the last of which may have another dtype; ranks and chances beside them."""
+    sources = (dtype,) * (count - 1) + (last or dtype,)
+    return {"base": dtype, "sources": sources, "ranks": ("*i16",) * count, "chances": ("*fp32",) * count, "merged": dtype}
 
-for dtype in ("*bf16", "*fp32"):
+
+def combine(keep: int, elect: bool, count: int, dtype: str, last: str = "", groups: int = 1) -> None:
+    tables = {"weights": "*fp32", "scales": "*fp32", "rows": "i64", "owners": "*i64", "row": "*i64", **NUMBERS}
+    options = {"K": count, "GROUPS": groups, "ADD": True, "SUBTRACT": True, "KEEP": keep, "ELECT": elect, "WEIGHTED": True}
+    options |= {"NORMALIZE": elect, "TIE": 1, "BLOCK": 1024, "ALIGNED": True}
+    for many in (False, True):
+        code = compile_one(_combine, models(dtype, count, last) | tables, options | {"MANY": many})
+        assert not many or "ld.global.v" in code, "addresses from a table lost their alignment: elements are loaded one by one"
+
+
+for keep in (ALL, TRIM, DROP, BAND, RANK):
+    combine(keep, keep != ALL, K, "*bf16", "*fp32", groups=1 + keep % 2)
+    for signs in (False, True):
+        options = {"K": K, "SUBTRACT": True, "KEEP": keep, "SIGNS": signs, "BLOCK": 1024}
+        compile_one(_sums, models("*bf16", K, "*fp32") | NUMBERS | {"partial": "*fp32"}, options)
+combine(ALL, False, 16, "*fp16")
+combine(ALL, False, K, "*fp32")
+combine(TRIM, True, 16, "*fp16")
+
+for dtype in ("*bf16", "*fp16", "*fp32"):
     two = {"base": dtype, "source": dtype, "size": "i64"}
     options = {"SUBTRACT": True, "BLOCK": 1024}
     compile_one(_counts, two | {"table": "*i32"}, options | {"COPIES": COPIES, "BINS": BINS})
     compile_one(_members, two | {"sizes": "*fp32", "positions": "*i64", "cursor": "*i64", "bin": "i32"}, options)
-    compile_one(_products, {"a": dtype, "b": dtype, "partial": "*fp64", "size": "i64"}, {"BLOCK": 1024})
+    several = models(dtype, K) | {"size": "i64", "width": "i64"}
+    compile_one(_grams, several | {"products": "*fp64"}, options | {"K": K})
+    compile_one(_mix, several | {"coefficients": "*fp32"}, options | {"K": K, "ADD": True})

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from evomerge import kernels, masks
 from evomerge.errors import MissingExtra
 from evomerge.methods import combine as specification
-from evomerge.methods.inputs import Inputs
+from evomerge.methods.inputs import Inputs, Place
 from evomerge.methods.table import METHODS, merge_tensor
 from evomerge.recipe import METHOD_KNOBS
 from tests.methods.cases import KNOBS, OTHERWISE, inputs
@@ -57,7 +57,7 @@ def measured(method: str, knobs: dict[str, object]) -> bool:
     return bool(knobs.get("rescale", METHOD_KNOBS[method].get("rescale"))) and knobs.get("variant") != "paper"
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della", "breadcrumbs_ties"])
 def test_more_than_a_block(method):
     kernel, plain = both_sides(method, inputs(method, (128 * 1024 + 1,)), KNOBS[method], torch.float32)
 
@@ -107,6 +107,21 @@ def test_a_weight_for_each_group_of_rows(method):
     kernel, plain = both_sides(method, given, knobs, torch.float32)
 
     assert_close(kernel, plain, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "della", "breadcrumbs", "model_stock"])
+def test_sixteen_sources_are_merged_by_the_kernel(method):
+    sources = [inputs(method, (9, 40), torch.float16, seed=seed).sources[0] for seed in range(16)]
+    base = inputs(method, (9, 40), torch.float16).base
+    given = Inputs(base, tuple(sources), Place(0, "t", tuple(f"s{k}" for k in range(16))))
+    knobs = {name: knob for name, knob in KNOBS[method].items() if not isinstance(knob, tuple)}
+    knobs |= {name: 0.3 for name, knob in KNOBS[method].items() if isinstance(knob, tuple)}
+
+    kernel, plain = both_sides(method, given, knobs, torch.float16)
+
+    with kernels.backend("triton"):
+        assert kernels.twin("combine", base.to(DEVICE), [source.to(DEVICE) for source in sources]) is not None
+    assert_close(kernel, plain, rtol=1e-3, atol=1e-6)  # one step of float16, where a norm is measured
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evomerge import kernels, masks
 from evomerge.errors import MissingExtra
 from evomerge.kernels import compiled, native
-from evomerge.masks import Ballot, Drops
+from evomerge.masks import Ballot, Bands, Drops, Ranked
 from evomerge.methods import combine as specification
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.table import METHODS, merge_tensor
@@ -20,6 +20,7 @@ from tests.methods.cases import KNOBS, OTHERWISE, inputs
 
 pytestmark = pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+RANKS = st.sampled_from([torch.int16, torch.int32])
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 both = pytest.mark.parametrize("table", [KNOBS, OTHERWISE], ids=["usual", "otherwise"])
 
@@ -72,15 +73,25 @@ def merges(draw):
 
 @st.composite
 def keeps(draw, base, sources, subtract):
-    kind, size = draw(st.sampled_from(["all", "trim", "drop"])), sources[0].numel()
+    kind, size = draw(st.sampled_from(["all", "trim", "drop", "band", "rank"])), sources[0].numel()
     if kind == "all" or not size:
         return None
-    share = st.floats(0, 1)
+    share, keys = st.floats(0, 1), tuple(masks.key(0, str(k), "t") for k in range(len(sources)))
     if kind == "drop":
         rates = tuple(draw(share) for _ in sources)
-        return Drops(rates, tuple(masks.key(0, str(k), "t") for k in range(len(sources))), tuple(1 + rate for rate in rates))
+        return Drops(rates, keys, tuple(1 + rate for rate in rates))
+    if kind == "rank":
+        width = draw(st.sampled_from([1, size]))
+        wide = any(tensor.dtype == torch.float64 for tensor in (*sources, sources[0] if base is None else base))
+        chances = torch.rand(len(sources), width, 2, generator=torch.Generator().manual_seed(size))
+        ranks = tuple(torch.arange(size, dtype=draw(RANKS)).flip(0) % width for _ in sources[:1]) * len(sources)
+        return Ranked(ranks, chances.to(torch.float64 if wide else torch.float32), keys, tuple(1.5 for _ in sources))
     deltas = specification.Deltas(base, sources, None, subtract).whole(slice(0, size)).nan_to_num(0, math.inf, -math.inf).float()
-    return [Magnitudes(lambda piece, d=delta: d[piece], size).trim(draw(share)) for delta in deltas]
+    vectors = [Magnitudes(lambda piece, d=delta: d[piece], size) for delta in deltas]
+    if kind == "band":
+        outer, inner = zip(*(vector.band(draw(share), draw(share)) for vector in vectors), strict=True)
+        return Bands(outer, inner, tuple(1.25 for _ in sources))
+    return [vector.trim(draw(share)) for vector in vectors]
 
 
 @given(merges())
