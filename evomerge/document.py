@@ -178,7 +178,7 @@ def parse_yaml(text: str, name: str) -> Any:
         raise DocumentError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # in C where PyYAML was built with it
     """Short lists on one line, mappings in the order they were given, no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:

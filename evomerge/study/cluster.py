@@ -231,7 +231,11 @@ def connect(address: str) -> Any:
         return ray
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == LOCAL:
-        ray.init(address=LOCAL, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+        try:
+            ray.init(address=LOCAL, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+        except Exception as error:  # Ray's own words for a machine that is too busy, of no kind of their own
+            text = " ".join(str(error).split())[:200]
+            raise StudyError(f"--ray {LOCAL}: no cluster can be started on this machine ({text})") from None
         if ray.util.get_node_ip_address() != LOOPBACK:
             ray.shutdown()
             raise StudyError("--ray local: Ray was imported before it could be told to listen on 127.0.0.1 only; import it later")

@@ -24,6 +24,7 @@ from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_exe
 from evomerge.study.experiment import Experiment
 from evomerge.study.interrupts import uninterrupted
 from evomerge.study.lab import Lab, refuse_missing_fisher, split_documents
+from evomerge.study.memory import ask, create_study, tell
 from evomerge.study.race import Arrival, Decision, Race
 from evomerge.study.record import Journal, Record, held, room_in
 from evomerge.study.sealed import openings, refuse_second_look
@@ -254,7 +255,7 @@ class Loop:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.journal: Journal = self.record.journal([optuna.study.StudyDirection.MAXIMIZE])
-        self.study: Study = optuna.create_study(direction="maximize", sampler=sampler_of(self.experiment))
+        self.study: Study = create_study([optuna.study.StudyDirection.MAXIMIZE], sampler_of(self.experiment))
         self.distributions = self.experiment.space.distributions()
         self.watch.phase("trials", self.experiment.search.trials)
         self._replay()
@@ -297,7 +298,7 @@ class Loop:
         while proposed < self.experiment.search.trials and self._time_left():
             proposed += 1
             with self._own_time():
-                trial = self.study.ask(self.distributions)
+                trial = ask(self.study, self.distributions)
             yield self._trial(trial, number)
             number += 1
 
@@ -314,18 +315,12 @@ class Loop:
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
         """Folder first, then the sampler, then the line in the journal that makes the trial count."""
-        from optuna.trial import TrialState
-
         self.record.write_scored(f"trials/{outcome.name}", outcome.recipe, outcome.scores, outcome.to_data())
         trial.set_user_attr("folder", outcome.name)
         trial.set_user_attr("state", outcome.state)
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
-        if outcome.state == "failed":
-            self.study.tell(trial, state=TrialState.FAIL)
-        else:
-            self.study.tell(trial, outcome.told)
-        ended = self.study.get_trials(deepcopy=False)[trial.number]
+        ended = tell(self.study, trial, None if outcome.state == "failed" else outcome.told)
         self.journal.append(ended)
         if self.copy is not None:
             self.copy.append(ended)

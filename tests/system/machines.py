@@ -9,8 +9,20 @@ os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLE
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-nodes = [cluster.head_node, cluster.add_node(num_cpus=1)]
+
+def started(tries=5):
+    """Ray gives a node 30 seconds to begin, which a busy machine may not have."""
+    cluster = Cluster()
+    try:
+        return cluster, [cluster.add_node(num_cpus=1, include_dashboard=False), cluster.add_node(num_cpus=1)]
+    except Exception:
+        cluster.shutdown()
+        if tries == 1:
+            raise
+        return started(tries - 1)
+
+
+cluster, nodes = started()
 raylets = {node.node_id: node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for node in nodes}
 sys.stdout.write(json.dumps({"address": cluster.address, "raylets": raylets}) + "\n")
 sys.stdout.flush()
