@@ -261,6 +261,7 @@ class Bench(StrEnum):
     search = "search"
     merge = "merge"
     scoring = "scoring"
+    loop = "loop"
     kernels = "kernels"
 
 
@@ -270,7 +271,8 @@ def bench(
         Bench,
         typer.Argument(
             help="search: a whole run, by the wall; merge: from a recipe to live weights; scoring: candidates an hour with hf,"
-            " with a live vLLM and with a fresh one for each; kernels: beside a copy."
+            " with a live vLLM and with a fresh one for each; loop: what the controller takes for a trial, 300 dimensions, 64"
+            " simulated workers; kernels: beside a copy."
         ),
     ],
     space: Annotated[Path, typer.Argument(help="The experiment to time.")] = Path("search_spaces/quickstart.yaml"),
@@ -281,6 +283,12 @@ def bench(
     """Time a search, a merge, scoring or the kernels on this machine, medians of several runs."""
     from evomerge import bench as benches
 
+    if what is Bench.loop:
+        from evomerge.bench.loop import bench_loop
+
+        for line in bench_loop(workers=workers or 64):
+            print(line, flush=True)
+        return
     if what in (Bench.kernels, Bench.scoring):
         from evomerge.bench.kernels import bench_kernels
         from evomerge.bench.scoring import bench_scoring
