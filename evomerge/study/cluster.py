@@ -221,6 +221,7 @@ def connect(address: str) -> Any:
     """The module `ray`, connected once. Raises MissingExtra without it, StudyError where no cluster answers."""
     refuse_missing()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster begun here: scoring is the work, nothing gives way to it
     host = address.rpartition(":")[0]
     if address == LOCAL or host in (LOOPBACK, "localhost"):
         # otherwise Ray replaces 127.0.0.1 by an address that others reach, and listens on every interface
