@@ -8,6 +8,11 @@
         - {match: "*", method: linear, weight: 1.0}
 
 A number may be a list: control points of a curve over depth. `{rows: [..]}` gives a number to each of equal groups of rows.
+A list of `{match: PATTERN, value: NUMBER}` says a number by the name of the tensor: the first that matches.
+
+    slices:                                         # the layers of the merged model, any of any model in any order
+      - {source: sort, layers: [0, 4]}              # a copy of layers 0 to 3
+      - {layers: {base: [2, 6], sort: [2, 6]}, rules: [{match: "*", method: slerp, t: [0.2, 0.8]}], scale: 0.9}
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +149,20 @@ def _interpolate(points: tuple[float, ...], depth: float) -> float:
     return points[left] + (points[left + 1] - points[left]) * (place - left)
 
 
-Knob = Curve | bool | int | str | Mapping[str, Curve]
+@dataclass(frozen=True)
+class Cases:
+    """A number, or true or false, by the name of a tensor: that of the first pattern that matches."""
+
+    cases: tuple[tuple[str, Curve | bool], ...]
+
+    def of(self, name: str) -> Curve | bool | None:
+        return next((value for match, value in self.cases if fnmatch.fnmatchcase(name, match)), None)
+
+    def to_data(self) -> list[Any]:
+        return [{"match": match, "value": value.to_data() if isinstance(value, Curve) else value} for match, value in self.cases]
+
+
+Knob = Curve | Cases | bool | int | str | Mapping[str, Curve | Cases]
 
 
 @dataclass(frozen=True)
@@ -174,6 +192,23 @@ class Rule:
 
     def matches(self, name: str) -> bool:
         return fnmatch.fnmatchcase(name, self.match)
+
+
+Layers = tuple[int, int]  # the first, and the one after the last
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of layers of the merged model; what lies before all layers is the first slice's, what comes after the last one's."""
+
+    layers: Mapping[str, Layers] = field(hash=False)  # of each model that may be used here, `base` among them
+    rules: tuple[Rule, ...] = ()  # tried before the recipe's; their curves run from the slice's first layer to its last
+    scale: float = 1.0  # of what a block adds to the stream: 0 leaves it out
+
+    @property
+    def count(self) -> int:
+        first, end = next(iter(self.layers.values()))
+        return end - first
 
 
 @dataclass(frozen=True)
@@ -216,19 +251,21 @@ class Recipe:
     heal: Heal | None = None
     dtype: str | None = None  # of the written weights; None keeps each tensor's own
     seed: int = 0
+    slices: tuple[Slice, ...] = ()  # none: the base's layers as they are
 
     @classmethod
     def from_data(cls, data: object, place: Place, root: Path | None = None) -> Recipe:
         """A recipe from plain data; relative paths are taken from `root`. Raises RecipeError or DocumentError."""
-        block = Block(data, place, ["base", "sources", "rules", "context", "heal", "dtype", "seed"])
+        block = Block(data, place, ["base", "sources", "rules", "slices", "context", "heal", "dtype", "seed"])
         sources = {
-            str(name): _source(model, place / "sources" / str(name), root) for name, model in block.mapping("sources").items()
+            str(name): _source(model, place / "sources" / str(name), root)
+            for name, model in block.mapping("sources", *[{}] * ("slices" in block)).items()
         }
         if "base" in sources:
             raise RecipeError(f"{place / 'sources'}: 'base' is the name of the base itself; call this source something else")
-        if not sources:
+        if not sources and "slices" not in block:
             raise RecipeError(f"{place / 'sources'}: no source; name at least one model to merge into the base")
-        rules = block.sequence("rules")
+        rules = block.sequence("rules", *[[]] * ("slices" in block))
         return cls(
             base=_source(block.get("base"), place / "base", root),
             sources=sources,
@@ -237,6 +274,7 @@ class Recipe:
             heal=_heal(block, tuple(sources), root),
             dtype=block.text("dtype", None, among=DTYPES),
             seed=block.integer("seed", 0),
+            slices=_slices(block, tuple(sources)),
         )
 
     @classmethod
@@ -253,6 +291,7 @@ class Recipe:
             "base": self.base.to_data(),
             "sources": {name: source.to_data() for name, source in self.sources.items()},
             "rules": [_rule_data(rule) for rule in self.rules],
+            "slices": [_slice_data(part) for part in self.slices] or None,
             "context": self.context and {k: v for k, v in vars(self.context).items() if v is not None},
             "heal": self.heal and {**vars(self.heal), "teachers": dict(self.heal.teachers)},
             "dtype": self.dtype,
@@ -262,6 +301,12 @@ class Recipe:
 
     def to_yaml(self) -> str:
         return dump_yaml({"recipe": self.to_data()})
+
+    @property
+    def all_rules(self) -> dict[str, Rule]:
+        """Every rule by its place in the recipe."""
+        inner = {f"slices[{i}].rules[{j}]": r for i, part in enumerate(self.slices) for j, r in enumerate(part.rules)}
+        return {**inner, **{f"rules[{i}]": rule for i, rule in enumerate(self.rules)}}
 
     def key(self, fingerprints: Mapping[str, str] | None = None) -> str:
         """SHA-256 of all that decides the merged bytes: the recipe without its paths, and a fingerprint of each file set."""
@@ -349,6 +394,8 @@ def dial_of(method: str, knob: str) -> Dial:
 def _knob(block: Block, knob: str, default: Any, method: str, names: tuple[str, ...]) -> Knob:
     dial, place = dial_of(method, knob), block.place / knob
     if dial.kind == "flag":
+        if isinstance(block.get(knob, default), list):
+            return _cases(block.sequence(knob), place, default, _flag)
         return bool(block.flag(knob, default))
     if dial.kind == "count":
         return int(block.integer(knob, default, low=int(dial.low)))
@@ -358,15 +405,34 @@ def _knob(block: Block, knob: str, default: Any, method: str, names: tuple[str, 
     if value is None:
         raise RecipeError(f"{block.place}: {method} needs {knob!r}: a number{', or one for each source' * dial.per_source}")
     if not dial.per_source:
-        return _curve(value, place, dial)
+        return _number(value, place, dial, default)
     if not isinstance(value, Mapping) or "rows" in value:
-        return {name: _curve(value, place, dial) for name in names}
+        return {name: _number(value, place, dial, default) for name in names}
     for name in value:
         if name not in names:
             raise RecipeError(f"{place}: {name!r} is not a source of this rule{nearest(str(name), names)}")
     if missing := [name for name in names if name not in value]:
         raise RecipeError(f"{place}: nothing for {', '.join(missing)}; give each source of the rule a number (0 leaves it out)")
-    return {name: _curve(value[name], place / name, dial) for name in names}
+    return {name: _number(value[name], place / name, dial, default) for name in names}
+
+
+def _number(data: Any, place: Place, dial: Dial, default: Any) -> Curve | Cases:
+    if isinstance(data, list) and any(isinstance(item, Mapping) for item in data):
+        return _cases(data, place, default, lambda value, where: _curve(value, where, dial))
+    return _curve(data, place, dial)
+
+
+def _flag(data: Any, place: Place) -> bool:
+    return bool(Block({"value": data}, place, ["value"]).flag("value"))
+
+
+def _cases(data: list[Any], place: Place, default: Any, parse: Callable[[Any, Place], Curve | bool]) -> Cases:
+    """`[{match: PATTERN, value: ..}, .., {value: ..}]`; where none matches, the method's own default holds."""
+    blocks = [Block(item, place / i, ["match", "value"]) for i, item in enumerate(data)]
+    cases = [(block.text("match", "*"), parse(block.get("value"), block.place / "value")) for block in blocks]
+    if default is not REQUIRED and cases[-1][0] != "*":
+        cases.append(("*", parse(default, place)))
+    return Cases(tuple(cases))
 
 
 def _curve(data: Any, place: Place, dial: Dial) -> Curve:
@@ -385,10 +451,63 @@ def _points(data: Any, place: Place, dial: Dial) -> tuple[float, ...]:
 def _rule_data(rule: Rule) -> dict[str, Any]:
     knobs = {
         name: {source: curve.to_data() for source, curve in knob.items()} if isinstance(knob, Mapping)
-        else knob.to_data() if isinstance(knob, Curve) else knob
+        else knob.to_data() if isinstance(knob, Curve | Cases) else knob
         for name, knob in rule.knobs.items()
     }  # fmt: skip
     return {"match": rule.match, "method": rule.method, "sources": list(rule.sources), **knobs}
+
+
+def _slices(block: Block, sources: tuple[str, ...]) -> tuple[Slice, ...]:
+    if "slices" not in block:
+        return ()
+    place = block.place / "slices"
+    parts = [_slice(item, place / i, sources) for i, item in enumerate(block.sequence("slices"))]
+    on = tuple(part for part in parts if part is not None)
+    if not on:
+        raise RecipeError(f"{place}: no layer is left; let at least one slice be without `on: false`")
+    return on
+
+
+def _slice(data: object, place: Place, sources: tuple[str, ...]) -> Slice | None:
+    """A slice, or None where it is switched off."""
+    block = Block(data, place, ["layers", "source", "rules", "scale", "on"])
+    models = ("base", *sources)
+    source = block.text("source", None, among=models)
+    given = block.get("layers")
+    ranges = given if isinstance(given, Mapping) else dict.fromkeys([source] if source else models, given)
+    layers = {str(name): _layers(item, place / "layers" / str(name)) for name, item in ranges.items()}
+    for name in layers:
+        if name not in models:
+            raise RecipeError(f"{place / 'layers'}: {name!r} is not a model of this recipe{nearest(name, models)}")
+    if not layers or len({end - first for first, end in layers.values()}) > 1:
+        raise RecipeError(f"{place / 'layers'}: each model gives as many layers to a slice as the others; here they differ")
+    if source and source not in layers:
+        raise RecipeError(f"{place}: no layers are given for its source {source!r}; add them to `layers`")
+    if source and "rules" in block:
+        raise RecipeError(f"{place}: `source` copies one model, so `rules` have nothing to do; leave one of them out")
+    copy = [{"match": "*", "method": "passthrough", "sources": [source]}] if source else []
+    here = tuple(name for name in layers if name != "base")
+    rules = (_rule(rule, place / "rules" / i, here) for i, rule in enumerate(block.sequence("rules", copy)))
+    part = Slice(layers, tuple(rules), float(block.number("scale", 1.0, low=-1e6, high=1e6)))
+    return part if block.flag("on", True) else None
+
+
+def _layers(data: Any, place: Place) -> Layers:
+    """`[first, end]`, the end not among them, or the number of one layer."""
+    ends = data if isinstance(data, list) else [data, data + 1] if isinstance(data, int) and not isinstance(data, bool) else None
+    if ends is None or len(ends) != 2:
+        raise RecipeError(f"{place}: expected layers as [first, end], or one number; found {describe(data)}")
+    block = Block({"first": ends[0], "end": ends[1]}, place, ["first", "end"])
+    first, end = block.integer("first"), block.integer("end")
+    if first >= end:
+        raise RecipeError(f"{place}: no layer lies in [{first}, {end}]; the second number is that after the last layer")
+    return int(first), int(end)
+
+
+def _slice_data(part: Slice) -> dict[str, Any]:
+    rules = {"rules": [_rule_data(rule) for rule in part.rules]} if part.rules else {}
+    scale = {"scale": part.scale} if part.scale != 1 else {}
+    return {"layers": {name: list(layers) for name, layers in part.layers.items()}, **rules, **scale}
 
 
 def _context(block: Block) -> Context | None:

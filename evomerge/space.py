@@ -66,7 +66,7 @@ class Space:
     @classmethod
     def from_data(cls, data: object, place: Place, root: Path | None = None) -> Space:
         """A space from plain data, tried at the ends of every range and at every choice. Raises RecipeError or DocumentError."""
-        template = Block(data, place, ["base", "sources", "rules", "context", "heal", "dtype", "seed"]).data
+        template = Block(data, place, ["base", "sources", "rules", "slices", "context", "heal", "dtype", "seed"]).data
         space = cls(template, place, root, tuple(_parameters(template, "", place)))
         _check_starts(space)
         for corner in space.corners():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge import rope
 from evomerge.candidate.checkpoint import FLOATS, Checkpoint, TensorInfo
+from evomerge.candidate.stack import Part, is_embedding, numbered, stack, stacked_config
+from evomerge.document import nearest
 from evomerge.errors import CheckpointError, RecipeError
-from evomerge.recipe import Curve, Knob, Recipe, Rule, dial_of
+from evomerge.recipe import Cases, Curve, Knob, Recipe, Rule, dial_of
 
 DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # of a recipe -> of safetensors
 HEAD = "lm_head.weight"  # left out on disk where it is tied to the embedding
@@ -25,6 +27,7 @@ WHOLE_MODEL = {
 }
 AVERAGES = ("linear", "multislerp", "karcher", "fedavg")  # divide by the sum of their weights
 UNMERGED = ("F8", "C64")
+WITHOUT_BASE = ("linear", "passthrough")
 
 Groups = tuple[float, ...]  # one number for each of equal groups of rows
 
@@ -38,6 +41,8 @@ class Step:
     knobs: Mapping[str, Any]  # at this tensor's depth: Groups, {source: Groups}, bool or str
     info: TensorInfo  # of the output
     depth: float
+    origins: Mapping[str, str] | None = None  # in a stack: the models that may be read, and the name of the tensor there
+    scale: float = 1.0  # of the merged tensor
 
     @property
     def method(self) -> str:
@@ -46,6 +51,10 @@ class Step:
     @property
     def sources(self) -> tuple[str, ...]:
         return self.rule.sources if self.rule else ()
+
+    def origin(self, role: str) -> str | None:
+        """The name of this tensor in a model; None where a slice does not use the model."""
+        return self.name if self.origins is None else self.origins.get(role)
 
 
 @dataclass(frozen=True)
@@ -63,22 +72,36 @@ class Plan:
 
 def plan(recipe: Recipe, base: Checkpoint, sources: Mapping[str, Checkpoint]) -> Plan:
     """The plan of a merge. Raises CheckpointError where the models do not fit, RecipeError where the recipe does not."""
-    doubts = [doubt for name, source in sources.items() for doubt in compare(name, source, base)]
-    return resolve(recipe, base, doubts)
+    doubts = [doubt for name, source in sources.items() for doubt in compare(name, source, base, stacked=bool(recipe.slices))]
+    return resolve(recipe, base, doubts, sources)
 
 
-def resolve(recipe: Recipe, base: Checkpoint, doubts: Iterable[str] = ()) -> Plan:
-    """The plan for models that are known to fit: what is left to do for each further recipe over the same ones."""
-    for i, rule in enumerate(recipe.rules):
-        _check_whole(rule, f"rules[{i}]")
-    depths = Depths(base.tensors)
-    steps = tuple(_step(recipe, name, base.tensors[name], depths) for name in sorted(outputs(base)))
-    used = {step.rule for step in steps}
-    idle = [
-        f"rules[{i}]: {rule.match!r} is the first match of no tensor" for i, rule in enumerate(recipe.rules) if rule not in used
-    ]
+def resolve(
+    recipe: Recipe, base: Checkpoint, doubts: Iterable[str] = (), sources: Mapping[str, Checkpoint] | None = None
+) -> Plan:
+    """The plan for models that are known to fit: what is left to do for each further recipe over the same ones.
+
+    `sources` are asked for by stacks of layers alone, whose tensors lie under other names there.
+    """
+    rules = recipe.all_rules
+    for place, rule in rules.items():
+        _check_whole(rule, place)
+    parts = stack(recipe, {"base": base, **(sources or {})}, outputs) if recipe.slices else _unstacked(base)
+    steps = tuple(_step(recipe, part) for part in parts)
+    used = {id(step.rule) for step in steps}
+    idle = [f"{place}: {rule.match!r} is the first match of no tensor" for place, rule in rules.items() if id(rule) not in used]
     copied = [f"{step.name}: whole numbers ({step.info.dtype}), copied from the base" for step in steps if step.rule is None]
-    return Plan(steps, _config(recipe, base), (*doubts, *idle, *copied, *_narrowed(recipe, steps)))
+    _refuse_dead_cases(rules, steps)
+    config = _config(recipe, base)
+    if recipe.slices:
+        config = stacked_config(config, recipe, {"base": base, **(sources or {})})
+    return Plan(steps, config, (*doubts, *idle, *copied, *_narrowed(rules, steps)))
+
+
+def _unstacked(base: Checkpoint) -> Iterator[Part]:
+    depths = Depths(base.tensors)
+    for name in sorted(outputs(base)):
+        yield Part(name, base.tensors[name], depths.of(name))
 
 
 def outputs(base: Checkpoint) -> Iterator[str]:
@@ -88,34 +111,82 @@ def outputs(base: Checkpoint) -> Iterator[str]:
             yield name
 
 
-def _step(recipe: Recipe, name: str, info: TensorInfo, depths: Depths) -> Step:
-    depth = depths.of(name)
+def _step(recipe: Recipe, part: Part) -> Step:
+    name, info = part.name, part.info
     if info.dtype.startswith(UNMERGED):
         raise CheckpointError(f"base: {name!r} is {info.dtype}, too coarse to be merged; take the model in BF16, F16 or F32")
     if info.dtype not in FLOATS:
-        return Step(name, None, {}, info, depth)
-    rule = next((rule for rule in recipe.rules if rule.matches(name)), None)
-    if rule is None:
-        raise RecipeError(f'rules: none matches {name!r}; end the list with a rule that takes the rest (match: "*")')
-    place = f"rules[{recipe.rules.index(rule)}]"
-    knobs = {knob: _at(value, depth, f"{place}.{knob}", name, info) for knob, value in rule.knobs.items()}
+        return Step(name, None, {}, info, part.depth, part.origins)
+    place, rule, depth = _rule_of(recipe, part)
+    step = Step(name, rule, {}, info, depth, part.origins)
+    knobs = {knob: _at(value, depth, f"{place}.{knob}", step) for knob, value in rule.knobs.items()}
     if rule.method in AVERAGES and knobs.get("normalize", True):
         _check_sum(knobs["weight"], place, name)
-    return Step(name, rule, knobs, TensorInfo(DTYPE_NAMES[recipe.dtype] if recipe.dtype else info.dtype, info.shape), depth)
+    written = TensorInfo(DTYPE_NAMES[recipe.dtype] if recipe.dtype else info.dtype, info.shape)
+    return replace(step, knobs=knobs, info=written, scale=part.scale)
 
 
-def _at(knob: Knob, depth: float, place: str, name: str, info: TensorInfo) -> Any:
+def _rule_of(recipe: Recipe, part: Part) -> tuple[str, Rule, float]:
+    """The first rule that matches, its place, and the depth it is taken at: a slice's own rules run over the slice."""
+    inner = recipe.slices[part.slice].rules if part.slice is not None else ()
+    tried = [
+        *((f"slices[{part.slice}].rules[{j}]", rule, part.inner) for j, rule in enumerate(inner)),
+        *((f"rules[{i}]", rule, part.depth) for i, rule in enumerate(recipe.rules)),
+    ]
+    found = next((each for each in tried if each[1].matches(part.name)), None)
+    if found is None:
+        raise RecipeError(f'rules: none matches {part.name!r}; end the list with a rule that takes the rest (match: "*")')
+    if part.origins is not None:
+        _check_models(part, *found[:2])
+    return found
+
+
+def _check_models(part: Part, place: str, rule: Rule) -> None:
+    """A rule in a slice reads only models that give layers to it."""
+    assert part.origins is not None
+    needed = rule.sources if rule.knobs.get("between") == "models" or rule.method in WITHOUT_BASE else ("base", *rule.sources)
+    if missing := [role for role in needed if role not in part.origins]:
+        raise RecipeError(
+            f"{place}: {rule.method} reads {missing[0]!r} for {part.name!r}, and slices[{part.slice}] takes no layers from it;"
+            f" add {missing[0]!r} to its `layers`, or give the slice a rule of its own"
+        )
+
+
+def _at(knob: Knob, depth: float, place: str, step: Step, role: str = "") -> Any:
+    """A knob at a tensor. What is a source's own looks at the name that the tensor has there, as in mergekit."""
     if isinstance(knob, Mapping):
-        return {source: _at(curve, depth, f"{place}.{source}", name, info) for source, curve in knob.items()}
+        return {source: _at(curve, depth, f"{place}.{source}", step, source) for source, curve in knob.items()}
+    if isinstance(knob, Cases):
+        name = (step.origin(role) if role else None) or step.name
+        value = knob.of(name)
+        if value is None:
+            raise RecipeError(f"{place}: no case matches {name!r}; end the list with what holds for the rest, as {{value: 0.5}}")
+        return _at(value, depth, place, step)
     if not isinstance(knob, Curve):
         return knob
-    groups, rows = knob.at(depth), info.shape[0] if info.shape else 1
+    groups, rows = knob.at(depth), step.info.shape[0] if step.info.shape else 1
     if rows % len(groups):
         raise RecipeError(
-            f"{place}: {len(groups)} groups of rows do not divide the {rows} rows of {name!r};"
+            f"{place}: {len(groups)} groups of rows do not divide the {rows} rows of {step.name!r};"
             " take a number that does, or give this tensor a rule of its own before"
         )
     return groups
+
+
+def _refuse_dead_cases(rules: Mapping[str, Rule], steps: Iterable[Step]) -> None:
+    """A filter that matches no tensor of any model is a slip of the pen."""
+    asked = [(where, match) for place, rule in rules.items() for where, cases in _cases(rule, place) for match, _ in cases.cases]
+    names = {name for step in steps for name in (step.name, *(step.origins or {}).values())} if asked else set()
+    for where, match in asked:
+        if not any(fnmatch.fnmatchcase(name, match) for name in names):
+            known = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+            raise RecipeError(f"{where}: {match!r} matches no tensor{nearest(match.strip('*'), known)}")
+
+
+def _cases(rule: Rule, place: str) -> Iterator[tuple[str, Cases]]:
+    for name, knob in rule.knobs.items():
+        values = knob.items() if isinstance(knob, Mapping) else [("", knob)]
+        yield from ((f"{place}.{name}.{source}".rstrip("."), value) for source, value in values if isinstance(value, Cases))
 
 
 def _check_whole(rule: Rule, place: str) -> None:
@@ -134,21 +205,20 @@ def _check_whole(rule: Rule, place: str) -> None:
 def _curves(rule: Rule, place: str) -> Iterator[tuple[str, str, Curve]]:
     """Every number of a rule: its knob, where it stands, and itself."""
     for name, knob in rule.knobs.items():
-        if isinstance(knob, Curve):
-            yield name, f"{place}.{name}", knob
-        elif isinstance(knob, Mapping):
-            yield from ((name, f"{place}.{name}.{source}", curve) for source, curve in knob.items())
+        for source, value in knob.items() if isinstance(knob, Mapping) else [("", knob)]:
+            found = [value for _, value in value.cases] if isinstance(value, Cases) else [value]
+            yield from ((name, f"{place}.{name}.{source}".rstrip("."), curve) for curve in found if isinstance(curve, Curve))
 
 
-def _narrowed(recipe: Recipe, steps: Iterable[Step]) -> Iterator[str]:
+def _narrowed(rules: Mapping[str, Rule], steps: Iterable[Step]) -> Iterator[str]:
     """Where DELLA's window around a density reaches beyond 0 or 1, and is narrowed."""
-    for i, rule in enumerate(recipe.rules):
+    for place, rule in rules.items():
         mine = [step.knobs for step in steps if step.rule is rule and rule.method.startswith("della")]
         for source in rule.sources:
             densities = [knobs["density"][source][0] for knobs in mine]
             epsilons = [knobs["epsilon"][source][0] for knobs in mine]
             if any(0 < d < 1 and not e <= d <= 1 - e for d, e in zip(densities, epsilons, strict=True)):
-                yield f"rules[{i}].epsilon.{source}: density ± epsilon leaves [0, 1]; it is narrowed there (mergekit refuses it)"
+                yield f"{place}.epsilon.{source}: density ± epsilon leaves [0, 1]; it is narrowed there (mergekit refuses it)"
 
 
 def _check_sum(weight: Mapping[str, Groups], place: str, name: str) -> None:
@@ -164,25 +234,15 @@ class Depths:
     def __init__(self, names: Iterable[str]) -> None:
         self._last: dict[str, int] = {}
         for name in names:
-            if found := _layer(name):
+            if found := numbered(name):
                 stack, layer = found
                 self._last[stack] = max(layer, self._last.get(stack, 0))
 
     def of(self, name: str) -> float:
-        if found := _layer(name):
+        if found := numbered(name):
             stack, layer = found
             return layer / max(self._last[stack], 1)
-        return 0.0 if _is_embedding(name) else 1.0
-
-
-def _layer(name: str) -> tuple[str, int] | None:
-    """The stack and the index in it, as (`model.layers`, 3)."""
-    found = re.match(r"(?:(.*?)\.)?(\d+)(?:\.|$)", name)
-    return (found[1] or "", int(found[2])) if found else None
-
-
-def _is_embedding(name: str) -> bool:
-    return bool(re.search(r"emb|wte|wpe", name)) and "embed_out" not in name
+        return 0.0 if is_embedding(name) else 1.0
 
 
 def _config(recipe: Recipe, base: Checkpoint) -> dict[str, Any]:
@@ -197,8 +257,11 @@ def _config(recipe: Recipe, base: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def compare(name: str, source: Checkpoint, base: Checkpoint) -> list[str]:
-    """Raises CheckpointError where a source is not of the base's family; returns what differs without harm for certain."""
+def compare(name: str, source: Checkpoint, base: Checkpoint, *, stacked: bool = False) -> list[str]:
+    """Raises CheckpointError where a source is not of the base's family; returns what differs without harm for certain.
+
+    In a stack tensors are compared slice by slice: models may have other numbers of layers.
+    """
     who = f"{source.path}: source {name!r}"
     for one, role in ((source, who), (base, f"{base.path}: the base")):
         if one.config.get("quantization_config"):
@@ -210,7 +273,8 @@ def compare(name: str, source: Checkpoint, base: Checkpoint) -> list[str]:
                 f"{who} is of another architecture: {key} is {_shown(theirs)} there and {_shown(ours)} in the base {base.path};"
                 " only fine-tunes of one model can be merged"
             )
-    _compare_tensors(who, source, base)
+    if not stacked:
+        _compare_tensors(who, source, base)
     if base.tokenizer and source.tokenizer and base.tokenizer != source.tokenizer:
         raise CheckpointError(
             f"{who} has another tokenizer than the base {base.path}: they must not be merged as if they were one family;"

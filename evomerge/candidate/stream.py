@@ -90,9 +90,11 @@ class Merge:
     @torch.no_grad()
     def _run(self, step: Step, known: Mapping[str, Any]) -> Tensor:
         if step.rule is None:
-            return self.sources.read(self.recipe.base.location, step.name)
-        inputs = self.sources.inputs(self.recipe, step)
-        return merge_tensor(step.method, inputs, {**step.knobs, **known}, TORCH_DTYPES[step.info.dtype])
+            return self.sources.copied(self.recipe, step)
+        inputs, dtype = self.sources.inputs(self.recipe, step), TORCH_DTYPES[step.info.dtype]
+        if step.scale != 1:  # rounded once, after it
+            return (merge_tensor(step.method, inputs, {**step.knobs, **known}, inputs.dtype) * step.scale).to(dtype)
+        return merge_tensor(step.method, inputs, {**step.knobs, **known}, dtype)
 
 
 Trims = Mapping[str, Sequence[Trim]]  # tensor -> one for each source of its rule
@@ -111,7 +113,7 @@ class Sources:
         self.device = torch.device(device)
         self._checkpoints: dict[str, Checkpoint] = {}
         self._fingerprints: dict[str, str] = {}
-        self._doubts: dict[tuple[str, str, str], list[str]] = {}
+        self._doubts: dict[tuple[str, str, str, bool], list[str]] = {}
         self._tensors: dict[tuple[str, str], Tensor] = {}
         self._inputs: dict[tuple[str, ...], Inputs] = {}
         self._tables: dict[tuple[str, ...], Table] = {}
@@ -126,11 +128,12 @@ class Sources:
         base = self.checkpoint(recipe.base.location, "base")
         doubts: list[str] = []
         for name, source in recipe.sources.items():
-            pair = (name, source.location, recipe.base.location)
+            pair = (name, source.location, recipe.base.location, bool(recipe.slices))
+            other = self.checkpoint(source.location, f"sources.{name}")
             if pair not in self._doubts:
-                self._doubts[pair] = compare(name, self.checkpoint(source.location, f"sources.{name}"), base)
+                self._doubts[pair] = compare(name, other, base, stacked=bool(recipe.slices))
             doubts += self._doubts[pair]
-        return resolve(recipe, base, doubts)
+        return resolve(recipe, base, doubts, {name: self.checkpoint(source.location) for name, source in recipe.sources.items()})
 
     def fingerprints(self, recipe: Recipe) -> dict[str, str]:
         """A hash of every file that the recipe's result depends on, by its role; a model's is that of when it was first used."""
@@ -159,22 +162,30 @@ class Sources:
 
     def inputs(self, recipe: Recipe, step: Step) -> Inputs:
         """The tensors behind a step, with what is kept about them."""
-        locations = _locations(recipe, step.sources)
-        key = (step.name, recipe.base.location, *step.sources, *locations)
+        roles = [role for role in ("base", *step.sources) if step.origin(role)]
+        read = [(location, step.origin(role) or "") for location, role in zip(_locations(recipe, roles), roles, strict=True)]
+        key = (*step.sources, *roles, *(each for pair in read for each in pair))
         kept = self._inputs.get(key)
         if kept is not None and kept.place.seed == recipe.seed:
             return kept
-        place = Place(recipe.seed, step.name, step.sources)
-        tensors = tuple(self.read(location, step.name) for location in locations)
-        inputs = Inputs(self.read(recipe.base.location, step.name), tensors, place, self.resident)
+        # in a stack random masks are drawn by the name in the first model: a layer that stands twice has the same ones
+        place = Place(recipe.seed, step.name if step.origins is None else read[0][1], step.sources)
+        tensors = [self.read(*pair) for pair in read]
+        based = "base" in roles
+        inputs = Inputs(tensors[0] if based else None, tuple(tensors[based:]), place, self.resident)
         if self.resident:
             self._inputs[key] = inputs
         return inputs
 
+    def copied(self, recipe: Recipe, step: Step) -> Tensor:
+        """A tensor of whole numbers: the base's, or the first model's that gives layers to its slice."""
+        role = "base" if step.origin("base") else next(iter(step.origins or {}))
+        return self.read(_locations(recipe, (role,))[0], step.origin(role) or "")
+
     def trims(self, recipe: Recipe, plan: Plan) -> Trims:
         """For TIES as in its paper, which trims over the whole model: what each tensor keeps of each source."""
         found: dict[str, list[Trim]] = {}
-        for rule in recipe.rules:
+        for rule in recipe.all_rules.values():
             steps = [step for step in plan.steps if step.rule is rule]
             if rule.method == "ties" and rule.knobs["variant"] == "paper" and steps:
                 inputs = [self.inputs(recipe, step) for step in steps]
@@ -185,7 +196,7 @@ class Sources:
     def lengths(self, recipe: Recipe, plan: Plan) -> dict[str, list[float]]:
         """For federated averaging, which clips a whole model's delta: how long each source's is, over the tensors of a rule."""
         found: dict[str, list[float]] = {}
-        for rule in recipe.rules:
+        for rule in recipe.all_rules.values():
             steps = [step for step in plan.steps if step.rule is rule and rule.method == "fedavg"]
             columns = zip(*(squares(self.inputs(recipe, step)) for step in steps), strict=True)
             lengths = [math.sqrt(math.fsum(column)) for column in columns]
@@ -198,7 +209,8 @@ class Sources:
         return thresholds(vectors, density, self._table(recipe, rule.sources[k], steps, vectors))
 
     def _table(self, recipe: Recipe, source: str, steps: Sequence[Step], vectors: Sequence[Magnitudes]) -> Table:
-        key = (recipe.base.location, *_locations(recipe, (source,)), *(step.name for step in steps))
+        names = (name for step in steps for name in (step.origin("base") or "", step.origin(source) or ""))
+        key = (recipe.base.location, *_locations(recipe, (source,)), *names)
         if key not in self._tables:
             self._tables[key] = Table.merge([vector.table for vector in vectors])
         return self._tables[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ class Healer:
             raise RecipeError("heal: this recipe has no `heal` block")
         self.trained += 1
         plain = materialize(replace(recipe, heal=None), self.sources)
-        module = self.module(recipe)
+        module = self.module(recipe, plain.config)
         live.load(plain, module)
         wanted = {name for name, share in recipe.heal.teachers.items() if share > 0}
         heal(
@@ -57,14 +58,16 @@ class Healer:
         )
         return live.snapshot(module, plain, key)
 
-    def module(self, recipe: Recipe) -> PreTrainedModel:
-        """The live module that is trained."""
+    def module(self, recipe: Recipe, config: Mapping[str, Any] | None = None) -> PreTrainedModel:
+        """The live module that is trained: one of its own for a stack of another depth."""
         if self._module is None:
             base = self.sources.checkpoint(recipe.base.location)
             if not base.config:
                 raise RecipeError(f"heal: {base.path} has no config.json; only transformers models can be healed")
             self._module = live.module(base.config, device=self.sources.device)
-        return self._module
+        if config is None or live.same_model(live.read_config(config), self._module.config):
+            return self._module
+        return live.module(config, device=self.sources.device)
 
     def _teacher(self, recipe: Recipe, name: str) -> Teacher:
         location = (recipe.base if name == "base" else recipe.sources[name]).location

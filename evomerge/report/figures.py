@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from evomerge.recipe import Curve, Recipe, Rule
+from evomerge.recipe import Cases, Curve, Recipe
 from evomerge.report.frontier import frontiers
 from evomerge.report.view import Ended, View
 
@@ -48,15 +48,17 @@ def search_picture(view: View) -> str:
 
 def depth_picture(recipe: Recipe) -> str:
     """Each per-source number of the recipe over the depth of the model, a panel a rule."""
-    rules = [rule for rule in recipe.rules if any(isinstance(knob, Mapping) for knob in rule.knobs.values())]
     panels = [
-        (rule, name) for rule in rules for name, knob in rule.knobs.items() if isinstance(knob, Mapping) and _open(name, knob)
+        (rule, name, curves)
+        for rule in recipe.all_rules.values()
+        for name, knob in rule.knobs.items()
+        if isinstance(knob, Mapping) and (curves := _curves(knob)) and _open(name, curves)
     ]
     if not panels:
         return ""
     figure, grid = _grid(len(panels))
-    for axes, (rule, name) in zip(grid, panels, strict=False):
-        _draw_curves(axes, recipe, rule, name)
+    for axes, (rule, name, curves) in zip(grid, panels, strict=False):
+        _draw_curves(axes, recipe, f"{rule.match}: {rule.method}, {name}", curves)
     return _svg(figure)
 
 
@@ -127,22 +129,25 @@ def _number(trial: Ended) -> int:
     return int(trial.name.split("-")[0])
 
 
+def _curves(knob: Mapping[str, Curve | Cases]) -> dict[str, Curve]:
+    """Of each source; one that goes by names of tensors has no single curve."""
+    return {source: curve for source, curve in knob.items() if isinstance(curve, Curve)}
+
+
 def _open(name: str, knob: Mapping[str, Curve]) -> bool:
     return (
         name == "weight" or len({curve.points for curve in knob.values()}) > 1 or any(len(c.points[0]) > 1 for c in knob.values())
     )
 
 
-def _draw_curves(axes: Axes, recipe: Recipe, rule: Rule, name: str) -> None:
-    knob = rule.knobs[name]
-    assert isinstance(knob, Mapping)
+def _draw_curves(axes: Axes, recipe: Recipe, title: str, curves: Mapping[str, Curve]) -> None:
     depths = [i / 40 for i in range(41)]
     order = ("base", *recipe.sources)
-    for source, curve in knob.items():
+    for source, curve in curves.items():
         colour = COLOURS[order.index(source) % len(COLOURS)]
         for row in range(len(curve.points)):
             axes.plot(depths, [curve.at(d)[row] for d in depths], color=colour, linewidth=1.6, label=source if row == 0 else None)
-    axes.set_title(f"{rule.match}: {rule.method}, {name}", fontsize=9, loc="left", color=INK)
+    axes.set_title(title, fontsize=9, loc="left", color=INK)
     axes.set_xlabel("depth", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
 

@@ -68,6 +68,8 @@ class HfScorer:
         return self.harness.fingerprint("hf", self.config.dtype, str(self.device))
 
     def load(self, candidate: Candidate) -> None:
+        if self.module is not None and not live.same_model(live.read_config(candidate.config), self.module.config):
+            self.close()  # a stack of another depth has a module of its own
         if self.module is None:
             self.module = live.module(candidate.config, getattr(torch, self.config.dtype), self.device)
         live.load(candidate, self.module)

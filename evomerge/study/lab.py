@@ -120,8 +120,9 @@ class Lab:
         """KL(base ‖ candidate) in nats over the tokens of the guard's prompts, mean and 95th percentile."""
         base = self._reference
         with self.clock("kl"):
-            module = self.healer.module(self.start)
-            if module is not getattr(self.scorer, "module", None):
+            module = getattr(self.scorer, "module", None)
+            if module is None:
+                module = self.healer.module(self.start, candidate.config)
                 live.load(candidate, module)
             mean, p95 = divergence(module, base)
         return {"kl": mean, "kl p95": p95}

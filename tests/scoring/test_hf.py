@@ -160,6 +160,22 @@ def test_a_new_candidate_is_not_answered_from_the_memory_of_the_last(suite, mode
     assert sum(a.margin != b.margin for a, b in zip(found[0].rows, found[1].rows, strict=True)) > 100
 
 
+def test_a_candidate_of_another_depth_is_scored_as_by_a_fresh_scorer(suite, model_dir) -> None:
+    scorer = make_scorer(ScoringConfig(), suite, model=model_dir)
+    documents = {"letter_long": range(DOCUMENTS)}
+    found = []
+    for layers in (2, 3, 2):
+        model = make_model(0, num_hidden_layers=layers)
+        config = {**Checkpoint.open(model_dir).config, "num_hidden_layers": layers}
+        config.pop("layer_types", None)
+        candidate = Candidate.of(config, model.state_dict(), f"{layers} layers")
+        scorer.load(candidate)
+        found.append(scorer.score(documents))
+        assert found[-1] == make_scorer(ScoringConfig(), suite, model=model_dir, module=model).score(documents)
+
+    assert found[0] == found[2] != found[1]
+
+
 def test_weights_changed_in_place_are_noticed(suite, model_dir) -> None:
     module = make_model(0)
     scorer = make_scorer(ScoringConfig(), suite, model=model_dir, module=module)
