@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from evomerge.bench.simulated import Phase, Points, Simulated, lognormal, write_experiment
@@ -33,7 +34,9 @@ def bench_loop(dims: int = 300, workers: int = 64, trials: int = 300, samplers: 
         )
 
 
-def simulate(sampler: str, dims: int, workers: int, trials: int, seed: int = 0) -> Phase:
+def simulate(
+    sampler: str, dims: int, workers: int, trials: int, seed: int = 0, clock: Callable[[], float] = time.perf_counter
+) -> Phase:
     """The trials of one study by that sampler, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_experiment(Path(folder), dims, sampler=sampler, trials=trials, seed=seed)
@@ -41,7 +44,7 @@ def simulate(sampler: str, dims: int, workers: int, trials: int, seed: int = 0) 
         tasks = experiment.suite.tasks
         catalogue = {task: [hashlib.sha256(f"{task} {i}".encode()).hexdigest() for i in range(4000)] for task in tasks}
         points = Points({task: Landscape(dims, seed=seed + i) for i, task in enumerate(tasks)}, Path(folder) / "base")
-        executor = Simulated(points, workers, lognormal(PER_DOCUMENT, LOAD, seed=seed))
+        executor = Simulated(points, workers, lognormal(PER_DOCUMENT, LOAD, seed=seed), clock)
         with held(Record.open(Path(folder) / "study", {}, resume=False)) as record:
             Loop(experiment, record, split(experiment.suite, None, catalogue), lambda: executor, Nobody()).run()
         return max(executor.phases, key=lambda phase: phase.lives)

@@ -13,9 +13,9 @@ from ray.cluster_utils import Cluster
 
 def started(tries=5):
     """Ray gives a node 30 seconds to begin, which a busy machine may not have."""
-    cluster = Cluster()
+    cluster, bare = Cluster(), {"num_cpus": 1, "include_log_monitor": False}
     try:
-        return cluster, [cluster.add_node(num_cpus=1, include_dashboard=False), cluster.add_node(num_cpus=1)]
+        return cluster, [cluster.add_node(include_dashboard=False, no_monitor=True, **bare), cluster.add_node(**bare)]
     except Exception:
         cluster.shutdown()
         if tries == 1:

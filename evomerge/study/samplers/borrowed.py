@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from .cube import Cube
 from .seeded import Seeded, Space, Start, seed_for
 
 
@@ -57,6 +59,18 @@ class Borrowed(Seeded):
 
     def _view(self, study: Study, names: Collection[str]) -> Study:
         return cast(Study, View(study, names))
+
+
+class Filled(Borrowed):
+    """A sampler that proposes nothing at first, and then leaves out some: those are uniform, and drawn without a sampler each."""
+
+    def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
+        if found := super().propose(study, trial, space):
+            return found
+        return Cube(space).params(np.random.default_rng(seed_for(self.seed, self.draw(study, trial))).random(len(space)))
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        return Seeded.sample_independent(self, study, trial, param_name, param_distribution)
 
 
 class View:
@@ -119,7 +133,7 @@ class SteadyNsga2(NSGAIISampler):
         return sorted(super().get_parent_population(study, generation), key=lambda parent: parent.number)
 
 
-class Nsga2(Borrowed):
+class Nsga2(Filled):
     """NSGA-II (Deb et al., 2002): the Pareto front of several objectives, under constraints."""
 
     make = SteadyNsga2
