@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evomerge.guards.pairs import Clusters, Values, pair
-from evomerge.guards.rates import chance_flips, decide_flips, decide_floor, rate_test, require_flips
+from evomerge.guards.rates import chance_flips, decide_flips, decide_floor, require_flips
 from evomerge.guards.regression import clearly_violated, constraint, decide, require_documents
-from evomerge.guards.verdict import ALPHA, POWER, Measure, Verdict, together
+from evomerge.guards.verdict import Measure, Verdict, together
 from evomerge.scoring.bound import Bound
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import GuardConfig
@@ -37,16 +37,15 @@ class Criterion:
             return pairs.lost / pairs.n - share * self.limit
         return constraint(parent, candidate, share * self.limit)
 
-    def broken(self, parent: Values, candidate: Values) -> bool:
+    def broken(self, parent: Values, candidate: Values, clusters: Clusters | None = None) -> bool:
         """Whether the limit is already shown to be broken: a reason to stop racing."""
         if self.excess(parent, candidate) <= 0:
             return False
         if self.measure == "loss":
-            return clearly_violated(parent, candidate, self.limit)
+            return clearly_violated(parent, candidate, self.limit, clusters=clusters)
         if self.measure == "flips":
-            pairs = pair(candidate, parent)
-            return rate_test(pairs.lost, pairs.n, self.limit, ALPHA, POWER).beyond < ALPHA
-        return decide_floor(candidate, self.limit).outcome == "refused"
+            return decide_flips(parent, candidate, self.limit, clusters=clusters).outcome == "refused"
+        return decide_floor(candidate, self.limit, clusters=clusters).outcome == "refused"
 
     def decide(self, parent: Values, candidate: Values, clusters: Clusters | None = None) -> Verdict:
         """What these documents say of the limit."""
@@ -82,12 +81,10 @@ def reference(opponents: Mapping[str, str], parents: Mapping[str, Scores]) -> Sc
     return Scores.of(row for task, name in opponents.items() for row in parents[name].task(task).values())
 
 
-def verdicts(
-    found: Sequence[Criterion], parent: Scores, candidate: Scores, clusters: Mapping[str, Clusters] | None = None
-) -> dict[str, Verdict]:
-    """Every guard's verdict on the candidate's documents, corrected for their number."""
-    shared = clusters or {}
-    return together({c.name: c.decide(parent.values(c.task), candidate.values(c.task), shared.get(c.task)) for c in found})
+def verdicts(found: Sequence[Criterion], parent: Scores, candidate: Scores) -> dict[str, Verdict]:
+    """Every guard's verdict on the candidate's documents, corrected for their number; what documents share is in the rows."""
+    known = {c.name: (parent.values(c.task), candidate.values(c.task), candidate.clusters(c.task)) for c in found}
+    return together({c.name: c.decide(*known[c.name]) for c in found})
 
 
 def refuse_undecidable(guard: GuardConfig, sealed: Mapping[str, Sequence[int]]) -> None:

@@ -30,15 +30,30 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class Distance:
+    """How far a model moved, measured and not estimated: what is beyond its limit is refused, without a test."""
+
+    value: float  # nats: KL, or what a Fisher predicts
+    limit: float | None = None  # None: told only
+
+    @property
+    def kept(self) -> bool:
+        return self.limit is None or self.value <= self.limit
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What all guards together say of a model."""
 
     verdicts: Mapping[str, Verdict]
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)  # by task
     flips: tuple[Flip, ...] = ()
+    distances: Mapping[str, Distance] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:
+        if not all(distance.kept for distance in self.distances.values()):
+            return "refused"
         return overall(self.verdicts.values())
 
     @property
@@ -52,6 +67,7 @@ class Judgement:
             "guards": {name: verdict.to_dict() for name, verdict in self.verdicts.items()},
             "comparisons": {task: comparison.to_dict() for task, comparison in self.comparisons.items()},
             "flips": [vars(flip) for flip in self.flips],
+            "distances": {name: {**vars(distance), "kept": distance.kept} for name, distance in self.distances.items()},
         }
 
 
@@ -62,7 +78,7 @@ def judge(found: Sequence[Criterion], parent: Scores, candidate: Scores) -> Judg
         raise GuardError("guard.tasks: guards no task; name one with its tolerance, as {past_tense: 0.02}")
     for task in tasks:
         _refuse_unlike(task, parent, candidate)
-    compared = {task: compare(candidate.values(task), parent.values(task)) for task in tasks}
+    compared = {task: compare(candidate.values(task), parent.values(task), clusters=candidate.clusters(task)) for task in tasks}
     return Judgement(verdicts(found, parent, candidate), compared, tuple(_flips(tasks, parent, candidate)))
 
 

@@ -88,7 +88,10 @@ class Ledger:
 def hold(ledger: Ledger, scores: Scores, budgets: Mapping[str, float]) -> dict[str, Verdict]:
     """The flip budget of each task on everything the line ever passed: a document counts as lost where the model scores lower
     than the best release did. Raises GuardError where the model was not asked all that the line knows of a task."""
-    return {task: decide_flips(*_known(ledger, scores, task), budget) for task, budget in budgets.items()}
+    return {
+        task: decide_flips(*_known(ledger, scores, task), budget, clusters=scores.clusters(task))
+        for task, budget in budgets.items()
+    }
 
 
 def _known(ledger: Ledger, scores: Scores, task: str) -> tuple[dict[int, float], dict[int, float]]:

@@ -46,9 +46,11 @@ def constraint(parent: Values, candidate: Values, tolerance: float) -> float:
     return -pair(candidate, parent).difference - tolerance
 
 
-def clearly_violated(parent: Values, candidate: Values, tolerance: float, *, alpha: float = ALPHA) -> bool:
+def clearly_violated(
+    parent: Values, candidate: Values, tolerance: float, *, alpha: float = ALPHA, clusters: Clusters | None = None
+) -> bool:
     """Whether the loss is already shown to be above the tolerance: a reason to stop racing."""
-    return constraint(parent, candidate, tolerance) > 0 and _p_values(pair(candidate, parent), tolerance).beyond < alpha
+    return constraint(parent, candidate, tolerance) > 0 and _p_values(pair(candidate, parent, clusters), tolerance).beyond < alpha
 
 
 def documents_needed(margin: float, discordance: float = DISCORDANCE, alpha: float = ALPHA, power: float = POWER) -> int:

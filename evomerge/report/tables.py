@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.guards.judgement import Flip, Judgement
+from evomerge.guards.judgement import Distance, Flip, Judgement
 from evomerge.guards.paired import Comparison, compare_tasks
 from evomerge.guards.verdict import Verdict
 from evomerge.scoring.scores import Scores
@@ -62,7 +62,10 @@ def judgement_table(judgement: Judgement, *, explain: bool = False) -> str:
     """Every guard's verdict and reason; with `explain`, the documents that flipped and both answers."""
     rows = [["guard", "outcome", "loss", "low", "high", "limit", "lost", "won", "flips below", "McNemar p", "n"]]
     rows += [_verdict(name, verdict) for name, verdict in judgement.verdicts.items()]
-    lines = [*align(rows), "", *(f"{name}: {' '.join(verdict.reasons)}" for name, verdict in judgement.verdicts.items())]
+    lines = align(rows) if judgement.verdicts else []
+    lines += ["", *(f"{name}: {' '.join(verdict.reasons)}" for name, verdict in judgement.verdicts.items())]
+    if judgement.distances:
+        lines += ["", *align([["moved", "", "nats", "limit"], *(_moved(*item) for item in judgement.distances.items())], left=2)]
     chance = {name: v for name, v in judgement.verdicts.items() if v.adjusted_flips is not None}
     lines += [f"{name}: flips to wrong without those of guessing {v.adjusted_flips:.4f}" for name, v in chance.items()]
     if explain:
@@ -74,6 +77,12 @@ def _verdict(name: str, v: Verdict) -> list[str]:
     known = [f"{v.flip_bound:.4f}" if v.flip_bound is not None else "", f"{v.mcnemar_p:.3g}" if v.mcnemar_p is not None else ""]
     figures = [f"{value:+.4f}" for value in (v.loss, v.low, v.high)]
     return [name, v.outcome, *figures, f"{v.tolerance:.4f}", str(v.negative_flips), str(v.positive_flips), *known, str(v.n)]
+
+
+def _moved(name: str, distance: Distance) -> list[str]:
+    limit = "" if distance.limit is None else f"{distance.limit:.4g}"
+    outcome = "" if distance.limit is None else "passed" if distance.kept else "refused"
+    return [name, outcome, f"{distance.value:.4g}", limit]
 
 
 def _flip(flip: Flip) -> list[str]:

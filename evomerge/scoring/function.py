@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.document import nearest
 from evomerge.errors import ScoringError, SuiteError
+from evomerge.scoring.contexts import contexts_of
 from evomerge.scoring.scores import Row, Scores
 from evomerge.scoring.stopwatch import Stopwatch
 
@@ -54,6 +55,7 @@ class FunctionScorer:
         names = [*suite.tasks, *(guard.tasks if guard else ())]
         found = {task: _documents(task, documents, str(config.documents)) for task in names}
         self.hashes = {task: [_hash([task, doc]) for doc in docs] for task, docs in found.items()}
+        self._contexts = contexts_of(guard, found) if guard else {}
         self._contents = {task: [_hash(doc) for doc in docs] for task, docs in found.items()}
         source = inspect.getsourcefile(self.function)
         self._source = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
@@ -96,8 +98,9 @@ class FunctionScorer:
             raise ScoringError(f"{self.config.function}: raised {type(error).__name__} on task {task!r}: {line}") from error
         if len(values) != len(docs):
             raise ScoringError(f"{self.config.function}: gave {len(values)} values for {len(docs)} documents of {task!r}")
+        contexts = self._contexts.get(task)
         return [
-            Row(task, doc, self.hashes[task][doc], self._number(value, task, doc))
+            Row(task, doc, self.hashes[task][doc], self._number(value, task, doc), context=contexts[doc] if contexts else None)
             for doc, value in zip(docs, values, strict=True)
         ]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from evomerge.errors import GuardError, ScoringError, SuiteError
 from evomerge.scoring.bound import Bound
+from evomerge.scoring.contexts import contexts_of
 from evomerge.scoring.scores import Row, Scores
 from evomerge.scoring.stopwatch import Stopwatch
 from evomerge.scoring.suite import GuardConfig
@@ -56,6 +57,7 @@ class Harness:
         self.documents: dict[str, list[Any]] = {name: list(task.eval_docs) for name, task in self.tasks.items()}
         self._hashes = {name: [document_hash(name, doc) for doc in docs] for name, docs in self.documents.items()}
         self._questions: dict[tuple[str, int], Question] = {}
+        self._contexts: dict[str, list[str | None]] = {}
         self._files = {name: file_fingerprint(task) for name, task in self.tasks.items()}  # as they are now: they may be edited
         # the main metric of each task is the first of its list
         self.metrics: dict[str, str] = {name: next(iter(task.higher_is_better()), "") for name, task in self.tasks.items()}
@@ -69,10 +71,12 @@ class Harness:
         """The hash of every document, whatever task asks it: where two tasks share documents."""
         return {name: [content_hash(doc) for doc in docs] for name, docs in self.documents.items()}
 
-    def refuse_guards(self, guard: GuardConfig) -> None:
-        """Raises GuardError where a bound does not go with its metric: no direction, the other one, or no unit of its own."""
+    def learn_guards(self, guard: GuardConfig) -> None:
+        """What documents of the guard tasks share. Raises GuardError where a bound does not go with its metric (no direction, the
+        other one, no unit of its own), or where no document has the field that it names."""
         for name, bound in guard.tasks.items():
             _refuse_bound(name, self.metrics[name], self.tasks[name].higher_is_better(), Bound.of(bound))
+        self._contexts = contexts_of(guard, self.documents)
 
     def fingerprint(self, *engine: str) -> str:
         """SHA-256 of task files, data and options, and of what `engine` says of the scorer."""
@@ -143,8 +147,17 @@ class Harness:
             found = run_in_child(self, name, {q.doc: result for q, result in zip(questions, results, strict=True)})
         else:
             found = {q.doc: task.process_results(q.document, result) for q, result in zip(questions, results, strict=True)}
+        contexts = self._contexts.get(name)
         return [
-            Row(name, q.doc, q.hash, value, self._margin(q, value, result, margins), _response(task, q, result))
+            Row(
+                name,
+                q.doc,
+                q.hash,
+                value,
+                self._margin(q, value, result, margins),
+                _response(task, q, result),
+                contexts[q.doc] if contexts else None,
+            )
             for q, result in zip(questions, results, strict=True)
             for metrics in [found[q.doc]]
             for value in [0.0 if metrics is None else _value(name, task, metrics)]

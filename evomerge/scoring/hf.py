@@ -52,7 +52,7 @@ class HfScorer:
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
         self.clock = self.harness.clock
         if guard:
-            self.harness.refuse_guards(guard)
+            self.harness.learn_guards(guard)
         self._lm: LiveLM | None = None
 
     def catalogue(self) -> dict[str, list[str]]:

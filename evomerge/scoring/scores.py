@@ -25,13 +25,14 @@ class Row:
     value: float  # the task's main metric, mostly 0 or 1
     margin: float | None = None  # how clearly: log p(gold) - max log p(other); above 0 where `value` is 1
     response: str | None = None
+    context: str | None = None  # what it shares with other documents, such as a passage: their errors come together
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Row:
         return cls(**data)
 
     def to_data(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {key: value for key, value in vars(self).items() if key != "context" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class Scores:
 
     def values(self, task: str) -> dict[int, float]:
         return {doc: row.value for doc, row in self.task(task).items()}
+
+    def clusters(self, task: str) -> dict[int, str] | None:
+        """What each document of a task shares with others, one without a context alone; None where none has one."""
+        rows = self.task(task)
+        if all(row.context is None for row in rows.values()):
+            return None
+        return {doc: f"alone {doc}" if row.context is None else row.context for doc, row in rows.items()}
 
     def margins(self, task: str) -> dict[int, float]:
         """The continuous margins of one task, of those documents that have one."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.document import Block, Place, describe
-from evomerge.errors import DocumentError, SuiteError
+from evomerge.errors import DocumentError, GuardError, SuiteError
 from evomerge.recipe import locate
 from evomerge.scoring.bound import Bound, Ewc
 
@@ -91,6 +91,8 @@ class GuardConfig:
         """A guard from plain data; raises GuardError or DocumentError."""
         block = Block(data, place, list(cls.__dataclass_fields__))
         prompts = block.text("kl_prompts", None)
+        if prompts is None and ("kl" in block or "kl_p95" in block):
+            raise GuardError(f"{place}: a bound on KL needs prompts; give `kl_prompts`, a JSONL file with a text a line")
         if prompts and root is not None and not prompts.startswith("zoo:"):
             prompts = str((root / prompts).resolve())
         return cls(
@@ -116,6 +118,15 @@ class GuardConfig:
         kl = {"kl": self.kl, "kl p95": self.kl_p95}
         ewc = {f"ewc {name}": limit for name, limit in (self.ewc.limits if self.ewc else {}).items()}
         return {**{name: limit for name, limit in kl.items() if limit is not None}, **ewc}
+
+    @property
+    def measures(self) -> bool:
+        """Whether it is asked how far a candidate moved, as a limit, for the objective, or to be told."""
+        return self.kl_prompts is not None or self.ewc is not None
+
+    def price(self, distances: Mapping[str, float]) -> float:
+        """What the objective pays for how far a candidate moved."""
+        return self.ewc.price(distances) if self.ewc else 0.0
 
 
 def refuse_overlap(suite: Suite, guard: GuardConfig | None, place: Place) -> None:

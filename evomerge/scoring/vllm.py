@@ -55,7 +55,7 @@ class VllmScorer:
         self.harness = Harness(names, suite.include, config.lm_eval, config.allow_code)
         self.clock = self.harness.clock
         if guard:
-            self.harness.refuse_guards(guard)
+            self.harness.learn_guards(guard)
         self.engine: Engine | None = None
         self.starts = 0  # engines started so far
         self._batch: tuple[int, int] | None = None  # tokens and texts at once, where memory was short

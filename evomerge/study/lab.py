@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 
-from evomerge.candidate import live
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import card
 from evomerge.candidate.save import save
 from evomerge.candidate.stored import from_disk
 from evomerge.candidate.stream import Candidate, Sources, materialize
-from evomerge.document import nearest
-from evomerge.errors import GuardError
-from evomerge.guards.ewc import Anchor, Penalties
-from evomerge.guards.kl import Reference, divergence, pad, reference
+from evomerge.guards.ewc import Penalties
 from evomerge.healing.healer import Healer
-from evomerge.healing.texts import read_texts
-from evomerge.recipe import Recipe, locate
+from evomerge.recipe import Recipe
 from evomerge.scoring import Scorer, make_scorer
 from evomerge.scoring.contamination import refuse_contamination
-from evomerge.scoring.suite import GuardConfig, Splits, split
+from evomerge.scoring.suite import Splits, split
 from evomerge.study.executor import Job, Result
 from evomerge.study.experiment import Experiment
+from evomerge.study.moves import Moves
 
 
 @dataclass
@@ -33,6 +28,7 @@ class Lab:
 
     experiment: Experiment
     threads: int | None = None
+    parent: Path | None = None  # a model directory or recipe that KL is measured against; None: the base
 
     def __post_init__(self) -> None:
         if self.threads:
@@ -45,6 +41,7 @@ class Lab:
             self.scorer.load(from_disk(self.start.base.location))  # its live module is lent to healing and KL
         self.sources = Sources(resident=True, device=getattr(self.scorer, "device", "cpu"))
         self.healer = Healer(self.sources, getattr(self.scorer, "module", None))
+        self.moves = Moves(self.experiment.guard, self.start, self.sources, self.healer)
         self.loaded: str | None = None
         self.clock = self.scorer.clock
         self._idle_since: float | None = None
@@ -62,13 +59,16 @@ class Lab:
         candidate = self._candidate(job)
         if job.save and job.recipe:
             save(candidate, job.save, copy_from=self.sources.checkpoint(self.start.base.location).path, card=card(job.recipe))
-        penalties = self.penalties if job.measure else None
+        penalties = self.moves.penalties if job.measure else None
         self._load(candidate, penalties)
         with self.clock("score"):
             scores = self.scorer.score(job.documents)
         distances = {f"ewc {name}": total for name, total in penalties.totals.items()} if penalties else {}
         if job.measure and self.experiment.guard.kl_prompts:
-            distances |= self._divergence(candidate)
+            with self.clock("kl"):
+                parent = self._kl_parent()
+                module = getattr(self.scorer, "module", None) if self.loaded == candidate.key else None
+                distances |= self.moves.divergence(candidate, parent, module)
         return Result(scores, distances, self.clock.take())
 
     def _count_waiting(self) -> None:
@@ -106,42 +106,13 @@ class Lab:
             for _ in watched.weights:
                 pass
 
-    # --- how far a candidate moved
-
-    @cached_property
-    def penalties(self) -> Penalties | None:
-        """What sums the elastic weights guard; None where the experiment has none."""
-        ewc, models = self.experiment.guard.ewc, {"base": self.start.base, **self.start.sources}
-        if ewc is None:
+    def _kl_parent(self) -> Candidate | None:
+        """What KL is measured against, where it is not the base and was not asked yet."""
+        if self.parent is None or self.moves.asked:
             return None
-        return Penalties([Anchor.open(name, self.sources.checkpoint(models[name].location), ewc.fisher) for name in ewc.limits])
-
-    def _divergence(self, candidate: Candidate) -> dict[str, float]:
-        """KL(base ‖ candidate) in nats over the tokens of the guard's prompts, mean and 95th percentile."""
-        base = self._reference
-        with self.clock("kl"):
-            module = getattr(self.scorer, "module", None)
-            if module is None:
-                module = self.healer.module(self.start, candidate.config)
-                live.load(candidate, module)
-            mean, p95 = divergence(module, base)
-        return {"kl": mean, "kl p95": p95}
-
-    @cached_property
-    def _reference(self) -> Reference:
-        prompts = self.experiment.guard.kl_prompts
-        assert prompts is not None
-        tokenizer = self.healer.tokenizer(self.start)
-        tokens = [tokenizer.encode(text) for text in read_texts(locate(prompts))]
-        return reference(self.healer.parent(self.start.base.location), pad(tokens))
-
-
-def refuse_missing_fisher(guard: GuardConfig, models: Mapping[str, Checkpoint]) -> None:
-    """Raises GuardError where the elastic weights guard names no source, or one without a Fisher of its own."""
-    for name in guard.ewc.limits if guard.ewc else ():
-        if name not in models:
-            raise GuardError(f"guard.ewc.limits: no source {name!r}{nearest(name, tuple(models))}")
-        Anchor.open(name, models[name], guard.ewc.fisher if guard.ewc else "")
+        if self.parent.is_dir():
+            return from_disk(self.parent)
+        return self._candidate(Job(Recipe.read(self.parent), {}))
 
 
 def scorer_of(experiment: Experiment) -> Scorer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from evomerge.candidate.checkpoint import Checkpoint
@@ -33,6 +33,23 @@ def ledger_of(file: str | Path, parent: str | Path) -> Ledger:
     if Path(parent).is_dir() and known and Checkpoint.open(str(parent)).fingerprint not in known:
         raise GuardError(f"{file}: no release of {ledger.line!r} has the weights of {parent}; give the ledger of this line")
     return ledger
+
+
+def refuse_broken_line(model: str | Path, guard: GuardConfig, catalogue: Callable[[], Mapping[str, Sequence[str]]]) -> None:
+    """Raises GuardError where the ledger beside a base was edited, is of another line, or knows documents that are not asked."""
+    if ledger := ledger_beside(model):
+        refuse_unasked(ledger, guard, catalogue())
+
+
+def refuse_unasked(ledger: Ledger, guard: GuardConfig, catalogue: Mapping[str, Sequence[str]]) -> None:
+    """Raises GuardError where the line was held to documents that no model could be asked any more."""
+    best = ledger.best
+    for task in budgets(guard):
+        if gone := set(best.get(task, {})) - set(catalogue[task]):
+            raise GuardError(
+                f"ledger of {ledger.line}: {len(gone)} of the {len(best[task])} documents of {task} that the line was held to are"
+                " not in the task; restore its task file"
+            )
 
 
 def budgets(guard: GuardConfig) -> dict[str, float]:

@@ -23,8 +23,10 @@ from evomerge.study.devices import Seat, seats
 from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_executor
 from evomerge.study.experiment import Experiment
 from evomerge.study.interrupts import uninterrupted
-from evomerge.study.lab import Lab, refuse_missing_fisher, split_documents
+from evomerge.study.lab import Lab, catalogue, split_documents
+from evomerge.study.line import refuse_broken_line
 from evomerge.study.memory import ask, create_study, tell
+from evomerge.study.moves import refuse_missing_fisher
 from evomerge.study.race import Arrival, Decision, Race
 from evomerge.study.record import Journal, Record, held, room_in
 from evomerge.study.sealed import openings, refuse_second_look
@@ -110,6 +112,7 @@ def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
         experiment.scoring.refuse_longer(base.config, longer)
     splits = split_documents(experiment)
     refuse_undecidable(experiment.guard, splits.sealed)
+    refuse_broken_line(recipe.base.model, experiment.guard, lambda: catalogue(experiment))
     for checkpoint in (base, *sources.values()):
         refuse_nan(checkpoint)
     refuse_missing_fisher(experiment.guard, {"base": base, **sources})
@@ -199,9 +202,8 @@ class Loop:
         for name, result in self.executor.run(lives):
             if result.error:
                 raise StudyError(f"{name}: the parent cannot be scored: {result.error}")
-            self.record.write_scored(
-                f"baseline/{name}", recipes[name], result.scores, {"state": "parent", "seconds": result.seconds}
-            )
+            notes = {"state": "parent", "seconds": result.seconds, "distances": result.distances}
+            self.record.write_scored(f"baseline/{name}", recipes[name], result.scores, notes)
             known[name] = result.scores
         self.arena.parents = {name: known[name] for name in recipes}
         self._refuse_negative_means()
@@ -218,14 +220,17 @@ class Loop:
                 )
 
     def _parent(self, name: str, recipe: Recipe) -> Life[tuple[str, Result]]:
-        return name, (yield Job(recipe, self.splits.rung(len(self.splits.rungs) - 1)))
+        job = Job(recipe, self.splits.rung(len(self.splits.rungs) - 1), measure=self.experiment.guard.measures)
+        return name, (yield job)
 
     def _enter(self, name: str, recipe: Recipe) -> Outcome:
         """A parent takes its place at every rung of the race."""
-        outcome = Outcome(name, recipe, rung=len(self.splits.rungs) - 1, scores=self.arena.parents[name])
+        distances = (self.record.read_json(f"baseline/{name}/verdict.json") or {}).get("distances", {})
+        price = self.experiment.guard.price(distances)
+        outcome = Outcome(name, recipe, rung=len(self.splits.rungs) - 1, scores=self.arena.parents[name], distances=distances)
         for rung in range(len(self.splits.rungs)):
             estimate = self.arena.estimate(outcome.scores.select(self.splits.rung(rung)))
-            self.arena.race.arrive(Arrival(name, rung, estimate.value, baseline=True))
+            self.arena.race.arrive(Arrival(name, rung, estimate.value - price, baseline=True))
             outcome = replace(outcome, estimate=estimate)
         return outcome
 

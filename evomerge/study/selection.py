@@ -42,9 +42,16 @@ class Contender:
 def finalists(outcomes: Sequence[Outcome], most: int, top: int) -> list[Outcome]:
     """The best feasible candidates that reached the top rung, each recipe once."""
     reached = [o for o in outcomes if o.state == "survived" and o.rung == top and o.feasible and o.estimate is not None]
-    ranked = sorted(reached, key=lambda o: -o.estimate.value if o.estimate else 0.0)
+    ranked = sorted(reached, key=lambda o: -_objective(o))
     unique = {o.recipe.key(): o for o in reversed(ranked)}
     return sorted(unique.values(), key=ranked.index)[:most]
+
+
+def _objective(outcome: Outcome) -> float:
+    """What the search made it compete with."""
+    if outcome.told is not None:
+        return outcome.told
+    return outcome.estimate.value if outcome.estimate else 0.0
 
 
 def contending(baselines: Sequence[Outcome]) -> list[Outcome]:

@@ -74,7 +74,8 @@ class Arena:
 
     def violated(self, scores: Scores, distances: Mapping[str, float]) -> bool:
         """Whether a guard is broken beyond doubt: no more documents are spent on such a candidate."""
-        broken = any(c.broken(self.opponent.values(c.task), scores.values(c.task)) for c in self.criteria)
+        met = ((c, self.opponent.values(c.task), scores.values(c.task), scores.clusters(c.task)) for c in self.criteria)
+        broken = any(c.broken(parent, candidate, clusters) for c, parent, candidate, clusters in met)
         return broken or any(over > 0 for over in self._too_far(distances).values())
 
     def _too_far(self, distances: Mapping[str, float]) -> dict[str, float]:
@@ -92,7 +93,7 @@ class Outcome:
     rung: int = -1  # the highest rung whose documents were scored
     scores: Scores = field(default_factory=Scores)
     estimate: Estimate | None = None
-    told: float | None = None  # what the sampler hears
+    told: float | None = None  # what the sampler hears: the estimate, less what `guard.ewc.weights` make of its penalties
     constraints: Mapping[str, float] = field(default_factory=dict, hash=False)
     distances: Mapping[str, float] = field(default_factory=dict, hash=False)
     unhealed: Scores | None = None
@@ -165,7 +166,8 @@ def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena, eta: floa
     distances = {**outcome.distances, **result.distances}
     estimate = arena.estimate(scores)
     healed, violated = outcome.recipe.heal is not None, arena.violated(scores, distances)
-    arrival = Arrival(outcome.name, rung, estimate.value, violated=violated, healed=healed, eta=eta)
+    objective = estimate.value - arena.experiment.guard.price(distances)
+    arrival = Arrival(outcome.name, rung, objective, violated=violated, healed=healed, eta=eta)
     decision = arena.race.arrive(arrival)
     return replace(
         outcome,
@@ -173,7 +175,7 @@ def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena, eta: floa
         scores=scores,
         distances=distances,
         estimate=estimate,
-        told=estimate.value if decision.told is None else decision.told,
+        told=objective if decision.told is None else decision.told,
         constraints=arena.constraints(scores, distances),
         arrivals=(*outcome.arrivals, (arrival, decision)),
         seconds=_sum(outcome.seconds, result.seconds),
@@ -187,7 +189,7 @@ def _new(documents: Mapping[str, Sequence[int]], scores: Scores) -> dict[str, li
 
 
 def _unmeasured(arena: Arena, outcome: Outcome) -> bool:
-    return bool(arena.experiment.guard.distances) and not outcome.distances
+    return arena.experiment.guard.measures and not outcome.distances
 
 
 def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:

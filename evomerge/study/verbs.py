@@ -15,17 +15,18 @@ from evomerge.candidate.stream import Candidate, Sources
 from evomerge.errors import GuardError, ScoringError
 from evomerge.guards.criteria import criteria, refuse_undecidable
 from evomerge.guards.ewc import fisher, write_fisher
-from evomerge.guards.judgement import Judgement, judge
+from evomerge.guards.judgement import Distance, Judgement, judge
 from evomerge.guards.ledger import Ledger
 from evomerge.guards.verdict import together
 from evomerge.healing.healer import LONGEST_ROW, Healer
 from evomerge.healing.texts import read_texts
 from evomerge.recipe import Recipe, locate
 from evomerge.scoring.scores import Scores
-from evomerge.study.executor import Job
+from evomerge.study.executor import Job, Result
 from evomerge.study.experiment import Experiment
 from evomerge.study.lab import Lab, split_documents
-from evomerge.study.line import budgets, held, known_documents, ledger_of
+from evomerge.study.line import budgets, held, known_documents, ledger_of, refuse_unasked
+from evomerge.study.moves import refuse_missing_fisher
 from evomerge.study.record import write_atomically
 
 
@@ -62,22 +63,41 @@ def guard(
     """Judge a model against its parent by the guards of an experiment file; `out` takes the verdict as JSON.
 
     Each of the two is a model directory, a recipe, or scores already written; those are taken with the documents they have.
-    With a `ledger`, the budgets of flips hold on everything its line ever passed. Raises EvomergeError where guards are
-    missing, the two were not asked the same, or the ledger was edited.
+    With a `ledger`, the budgets of flips hold on everything its line ever passed. KL is measured against the parent, elastic
+    weights against the sources that the experiment names. Raises EvomergeError where guards are missing, the two were not asked
+    the same, or the ledger was edited.
     """
     experiment = Experiment.read(suite)
-    found, line = criteria(experiment.guard), ledger_of(ledger, against) if ledger else None
-    if not found:
-        raise GuardError(f"{experiment.place / 'guard'}: guards no task; name one with its tolerance, as {{past_tense: 0.02}}")
-    if line and not budgets(experiment.guard):
-        raise GuardError(f"{experiment.place / 'guard'}: a ledger needs a budget of flips; give a task one, as {{flips: 0.02}}")
+    line = ledger_of(ledger, against) if ledger else None
+    _refuse_unguarded(experiment, [against, model], line)
     parent, candidate = _scored([against, model], experiment, split_name, line)
-    judgement = judge(found, parent, candidate)
+    found = criteria(experiment.guard)
+    judgement = judge(found, parent.scores, candidate.scores) if found else Judgement({})
     if line:
-        judgement = replace(judgement, verdicts=together({**judgement.verdicts, **held(line, experiment.guard, candidate)}))
+        held_to = held(line, experiment.guard, candidate.scores)
+        judgement = replace(judgement, verdicts=together({**judgement.verdicts, **held_to}))
+    limits = experiment.guard.distances
+    judgement = replace(judgement, distances={name: Distance(d, limits.get(name)) for name, d in candidate.distances.items()})
     if out is not None:
         write_atomically(Path(out), json.dumps(judgement.to_dict(), indent=1, ensure_ascii=False) + "\n")
     return judgement
+
+
+def _refuse_unguarded(experiment: Experiment, models: Sequence[str | Path], line: Ledger | None) -> None:
+    """Raises GuardError where the experiment guards nothing, or something that these models cannot tell."""
+    guard, place = experiment.guard, experiment.place / "guard"
+    if not guard.tasks and not guard.measures:
+        raise GuardError(f"{place}: guards no task; name one with its tolerance, as {{past_tense: 0.02}}")
+    if line and not budgets(guard):
+        raise GuardError(f"{place}: a ledger needs a budget of flips; give a task one, as {{flips: 0.02}}")
+    written = next((model for model in models if holds_scores(model)), None)
+    if guard.distances and written is not None:
+        limits = ", ".join(guard.distances)
+        raise GuardError(f"{place}: scores do not tell how far a model moved ({limits}); give the model instead of {written}")
+    start = experiment.space.build(experiment.space.start())
+    if guard.ewc:
+        sources = {"base": start.base, **start.sources}
+        refuse_missing_fisher(guard, {name: Checkpoint.open(source.location) for name, source in sources.items()})
 
 
 def estimate_fisher(model: str | Path, texts: str | Path, out: str | Path, *, kind: str = "parameter") -> Path:
@@ -109,17 +129,26 @@ def release(ledger: str | Path, line: str, name: str, model: str | Path, scores:
     return extended
 
 
-def _scored(models: Sequence[str | Path], experiment: Experiment, split_name: str, line: Ledger | None) -> list[Scores]:
-    """Scores on the guard tasks: read where they are written already, else measured, all in one lab."""
+def _scored(models: Sequence[str | Path], experiment: Experiment, split_name: str, line: Ledger | None) -> list[Result]:
+    """Parent and model on the guard tasks: read where they are scored already, else measured, all in one lab."""
     if all(map(holds_scores, models)):
-        return [read_scores(model) for model in models]
+        return [Result(read_scores(model)) for model in models]
     splits = split_documents(experiment)
     refuse_undecidable(experiment.guard, splits.sealed)
-    with closing(Lab(experiment)) as lab:
+    with closing(Lab(experiment, parent=Path(models[0]))) as lab:
+        if line:
+            refuse_unasked(line, experiment.guard, lab.scorer.catalogue())
         known = known_documents(line, experiment.guard, lab.scorer.catalogue()) if line else {}
         split = {task: getattr(splits, split_name)[task] for task in experiment.guard.tasks}
         documents = {task: sorted({*docs, *known.get(task, [])}) for task, docs in split.items()}
-        return [read_scores(m) if holds_scores(m) else lab.evaluate(_job(m, documents)).scores for m in models]
+        measures = (False, experiment.guard.measures and not any(map(holds_scores, models)))
+        return [_asked(lab, model, documents, measure) for model, measure in zip(models, measures, strict=True)]
+
+
+def _asked(lab: Lab, model: str | Path, documents: Mapping[str, Sequence[int]], measure: bool) -> Result:
+    if holds_scores(model):
+        return Result(read_scores(model))
+    return lab.evaluate(replace(_job(model, documents), measure=measure))
 
 
 def _job(model: str | Path, documents: Mapping[str, Sequence[int]]) -> Job:

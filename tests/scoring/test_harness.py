@@ -288,10 +288,10 @@ def test_a_guard_goes_the_way_of_its_metric_and_needs_one(tmp_path, metrics, bou
     guard = GuardConfig({"mine": Bound(**bound)})
 
     if message is None:
-        harness.refuse_guards(guard)
+        harness.learn_guards(guard)
     else:
         with pytest.raises(GuardError, match=message):
-            harness.refuse_guards(guard)
+            harness.learn_guards(guard)
 
 
 def test_two_tasks_over_the_same_documents_are_known_by_their_contents(tmp_path) -> None:

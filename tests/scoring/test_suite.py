@@ -124,7 +124,7 @@ def test_included_folders_are_taken_from_beside_the_file(tmp_path) -> None:
     ("data", "error", "message"),
     [
         ({"ewc": 0.1}, DocumentError, "guard.ewc: expected a mapping, found a number"),
-        ({"ewc": {"fisher": "f", "limits": {}}}, GuardError, "guard.ewc.limits: limits no source"),
+        ({"ewc": {"fisher": "f", "limits": {}}}, GuardError, "guard.ewc: neither limits a source nor weighs one"),
         ({"ewc": {"fisher": "f", "limits": {"base": -1}}}, DocumentError, "-1 is outside"),
         ({"tasks": {"past": 2}}, DocumentError, "guard.tasks.past: 2 is outside"),
         ({"tasks": {"past": 0.1}, "seald": 5}, DocumentError, "did you mean 'sealed'"),

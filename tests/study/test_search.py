@@ -229,7 +229,7 @@ def test_a_changed_source_cannot_resume_a_study(laboratory):
         ({"guard": {"tasks": {"near": 0.1}}}, "near is a target in suite.tasks and guarded in guard.tasks"),
         ({"guard": {"ewc": {"fisher": "f", "limits": {"base": 1.0}}}}, "guard.ewc: no Fisher of base at "),
         ({"guard": {"tasks": {"near twin": 0.1}}}, "guard.tasks.near twin: 400 of its 400 documents are in suite.tasks.near too"),
-        ({"guard": {"ewc": {"fisher": "f", "limits": {"c": 1.0}}}}, "guard.ewc.limits: no source 'c'"),
+        ({"guard": {"ewc": {"fisher": "f", "limits": {"c": 1.0}}}}, "guard.ewc: no source 'c'"),
         ({"search": {"sampler": "cma"}}, "sampler 'cma' is not known; did you mean 'cmaes'?"),
         ({"search": {"budget": "soon"}}, "'soon' is not a duration"),
         ({"search": {"heal_after": 5}}, "there is no rung 5; the last is 1"),
