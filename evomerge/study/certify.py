@@ -24,7 +24,7 @@ from evomerge.study.estimate import optimism, shrink_scores
 from evomerge.study.executor import Executor, Job, Life
 from evomerge.study.experiment import Experiment
 from evomerge.study.lab import catalogue
-from evomerge.study.line import FILE, held, known_documents, ledger_beside
+from evomerge.study.line import FILE, held, known_documents, ledger_beside, steering
 from evomerge.study.record import Record
 from evomerge.study.repair import Tried, best_of, between, nearest, told
 from evomerge.study.sealed import Opening, open_sealed, told_looks
@@ -83,7 +83,7 @@ class Closing:
             {name: self.judge.compare(disk, sealed[name]) for name in compared},
             self._guards(whole, disk, reference(self.opponents, sealed)),
         )
-        self._release(chosen.name, whole)
+        self._release(chosen.name, whole, "best")
         repaired: Certificate = {}
         if decision.ending == 4:
             self._set_aside()
@@ -148,9 +148,8 @@ class Closing:
         targets = {task: docs for task, docs in documents.items() if task not in guards}
         guarded = {name: {task: docs for task, docs in documents.items() if self._meets(name, task)} for name in compared}
         jobs = {name: Job(recipes[name], {**targets, **guarded[name]}) for name in compared}
-        asked = self._sealed_and_known() if folder == "best" else documents
         own = DISK if folder == "best" else folder
-        jobs[own] = Job(None, asked, model=self.record.directory / folder / "model")
+        jobs[own] = Job(None, self._and_known(documents), model=self.record.directory / folder / "model")
         self.watch.phase(split, len(jobs))
         if split == "sealed":
             self._note_opening(name, folder)
@@ -164,23 +163,22 @@ class Closing:
         open_sealed(self.record, opening, reopen=self.reopen)
         self.opened = True
 
-    def _sealed_and_known(self) -> dict[str, list[int]]:
-        """Sealed documents, and those that the line of the base is held to."""
-        sealed = {task: list(docs) for task, docs in self.splits.sealed.items()}
+    def _and_known(self, documents: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """These documents, and those that the line of the base is held to."""
         if self.ledger is None:
-            return sealed
+            return {task: list(docs) for task, docs in documents.items()}
         known = known_documents(self.ledger, self.experiment.guard, catalogue(self.experiment))
-        return {task: sorted({*docs, *known.get(task, [])}) for task, docs in sealed.items()}
+        return {task: sorted({*docs, *known.get(task, [])}) for task, docs in documents.items()}
 
     def _guards(self, whole: Scores, disk: Scores, opponent: Scores) -> dict[str, Verdict]:
         found = self.judge.guards(disk, opponent)
         return found if self.ledger is None else together({**found, **held(self.ledger, self.experiment.guard, whole)})
 
-    def _release(self, name: str, scores: Scores) -> None:
-        """The winner as the next release of its line; `best/ledger.jsonl` travels with the model, refused ones set aside."""
+    def _release(self, name: str, scores: Scores, folder: str) -> None:
+        """A model as the next release of its line; `best/ledger.jsonl` travels with the model, refused ones set aside."""
         line = self.ledger or Ledger(self.record.directory.resolve().name)
-        model = Checkpoint.open(self.record.directory / "best" / "model").fingerprint
-        line.add(f"{self.record.directory.resolve().name} {name}", model, scores).write(self.record.directory / "best" / FILE)
+        model = Checkpoint.open(self.record.directory / folder / "model").fingerprint
+        line.add(f"{self.record.directory.resolve().name} {name}", model, scores).write(self.record.directory / folder / FILE)
 
     def _meets(self, name: str, task: str) -> bool:
         """Sealed guard documents are for the base and for whoever the guard compares with."""
@@ -232,19 +230,20 @@ class Closing:
         _, result = next(self.executor.run(iter([_once(REPAIRED, save)])))
         if result.error:
             raise StudyError(f"the repaired model cannot be written: {result.error}")
-        sealed, disk = self._seal(
-            compared, REPAIRED, REPAIRED, "repair" if held_back else "sealed", held_back or self.splits.sealed
-        )
+        documents = held_back or self.splits.sealed
+        sealed, whole = self._seal(compared, REPAIRED, REPAIRED, "repair" if held_back else "sealed", documents)
+        disk = whole.select(documents)
+        self._release(REPAIRED, whole, REPAIRED)
         judged = decide_ending(
             {name: self.judge.compare(disk, sealed[name]) for name in compared},
-            self.judge.guards(disk, reference(self.opponents, sealed)),
+            self._guards(whole, disk, reference(self.opponents, sealed)),
         )
         return {"repair": {**found, **judged.to_data(), "sealed": self._summary(disk)}}
 
     def _bisected(self, model: Path, parent: str, select: Mapping[str, Scores]) -> Life[list[Tried]]:
         """On every search and select document of the guards, with the aim of the search: part of each tolerance."""
         known = reference(self.opponents, {name: scores + select[name] for name, scores in self.parents.items()})
-        found = criteria(self.experiment.guard)
+        found = steering(self.experiment.guard, parent, self.ledger)
 
         def keeps(scores: Scores) -> bool:
             return all(one.excess(known.values(one.task), scores.values(one.task), AIM) <= 0 for one in found)

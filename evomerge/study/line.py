@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.errors import GuardError
-from evomerge.guards.criteria import criteria
+from evomerge.guards.criteria import Criterion, criteria
 from evomerge.guards.ledger import Ledger, hold
 from evomerge.guards.verdict import Verdict
 from evomerge.recipe import locate
@@ -55,6 +56,26 @@ def refuse_unasked(ledger: Ledger, guard: GuardConfig, catalogue: Mapping[str, S
 def budgets(guard: GuardConfig) -> dict[str, float]:
     """The flip budget of each guard task that has one."""
     return {one.task: one.limit for one in criteria(guard) if one.measure == "flips"}
+
+
+def steering(guard: GuardConfig, model: str | Path, ledger: Ledger | None) -> tuple[Criterion, ...]:
+    """What a search over this base is held to while it runs: of each budget of flips what its line has left. Sealed documents say
+    how much that is, as the base answered them when it was released; none of them is asked again."""
+    lost = {} if ledger is None else spent(ledger, Checkpoint.open(locate(str(model))).fingerprint)
+    return tuple(
+        replace(one, limit=max(0.0, one.limit - lost.get(one.task, 0.0))) if one.measure == "flips" else one
+        for one in criteria(guard)
+    )
+
+
+def spent(ledger: Ledger, model: str) -> dict[str, float]:
+    """The share of the documents of each task on which the release of this fingerprint is worse than its line ever was."""
+    best, own = ledger.best, next((r.answers for r in reversed(ledger.releases) if r.model == model), {})
+    return {
+        task: sum(value < best[task][document] for document, value in answers.items()) / len(answers)
+        for task, answers in own.items()
+        if answers
+    }
 
 
 def known_documents(ledger: Ledger, guard: GuardConfig, catalogue: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:

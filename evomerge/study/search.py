@@ -24,7 +24,7 @@ from evomerge.study.executor import Clock, Executor, Job, Life, Result, make_exe
 from evomerge.study.experiment import Experiment
 from evomerge.study.interrupts import uninterrupted
 from evomerge.study.lab import Lab, catalogue, split_documents
-from evomerge.study.line import refuse_broken_line
+from evomerge.study.line import ledger_beside, refuse_broken_line
 from evomerge.study.memory import ask, create_study, tell
 from evomerge.study.moves import refuse_missing_fisher
 from evomerge.study.race import Arrival, Decision, Race
@@ -155,7 +155,9 @@ class Loop:
         self._write_header()
         spent = self.record.read_json("clock.json") or {"seconds": 0.0, "loop": 0.0}
         self.clock, self.own_time = Clock(spent["seconds"]), float(spent["loop"])
-        self.arena = Arena(self.experiment, self.splits, Race(len(self.splits.rungs), self.experiment.search.eta))
+        base = self.experiment.space.build(self.experiment.space.start()).base.model
+        race = Race(len(self.splits.rungs), self.experiment.search.eta)
+        self.arena = Arena(self.experiment, self.splits, race, ledger=ledger_beside(base))
         self.executor = self.hire()
         try:
             self._score_parents()

@@ -8,12 +8,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 from evomerge.guards.criteria import Criterion, criteria, opponents, reference
+from evomerge.guards.ledger import Ledger
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
 from evomerge.study.estimate import Estimate, estimate
 from evomerge.study.executor import Job, Life, Result
 from evomerge.study.experiment import Experiment
+from evomerge.study.line import steering
 from evomerge.study.race import Arrival, Decision, Race
 
 State = Literal["survived", "stopped", "failed"]
@@ -35,6 +37,7 @@ class Arena:
     splits: Splits
     race: Race
     parents: dict[str, Scores] = field(default_factory=dict)
+    ledger: Ledger | None = None  # of the base's line
 
     @property
     def base(self) -> Scores:
@@ -59,7 +62,9 @@ class Arena:
 
     @cached_property
     def criteria(self) -> tuple[Criterion, ...]:
-        return criteria(self.experiment.guard)
+        if self.ledger is None:
+            return criteria(self.experiment.guard)
+        return steering(self.experiment.guard, self.experiment.space.build(self.experiment.space.start()).base.model, self.ledger)
 
     @cached_property
     def opponent(self) -> Scores:
