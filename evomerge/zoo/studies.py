@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(models: Path, seed: int) -> None:
     """The untied family of a seed; nothing where it is there."""
     if missing := [name for name in MODELS if not (models / name / "training.json").exists()]:
-        _python("evomerge.zoo.train", "--seed", str(seed), "--out", str(models), "--jobs", "2", "--only", *missing)
+        python("evomerge.zoo.train", "--seed", str(seed), "--out", str(models), "--jobs", "2", "--only", *missing)
 
 
 def run(space: Path, family: Path, variant: str, trials: int | None = None) -> None:
@@ -57,7 +57,7 @@ def run(space: Path, family: Path, variant: str, trials: int | None = None) -> N
     file = family / f"{variant}.yaml"
     file.write_text(dump_yaml(experiment(space, family, variant, trials)), encoding="utf-8")
     again = [] if variant == "search" else ["--reopen"]  # measured on the documents that the search was certified on
-    _python("evomerge.cli", "search", str(file), "--out", str(family / variant), "--resume", *again, ends=(0, 3, 4, 5))
+    python("evomerge.cli", "search", str(file), "--out", str(family / variant), "--resume", *again, ends=(0, 3, 4, 5))
 
 
 def score_again(space: Path, family: Path, variant: str) -> None:
@@ -67,7 +67,7 @@ def score_again(space: Path, family: Path, variant: str) -> None:
     if found and not rows.exists():
         file = family / "unseen.yaml"
         file.write_text(dump_yaml(every_document(space, family)), encoding="utf-8")
-        _python("evomerge.cli", "eval", str(found[0]), "--suite", str(file), "--split", "sealed", "--out", str(rows))
+        python("evomerge.cli", "eval", str(found[0]), "--suite", str(file), "--split", "sealed", "--out", str(rows))
 
 
 def experiment(space: Path, family: Path, variant: str, trials: int | None = None) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def every_document(space: Path, family: Path) -> dict[str, Any]:
     return {name: block for name, block in data.items() if name not in ("guard", "search")}
 
 
-def _python(module: str, *arguments: str, ends: Sequence[int] = (0,)) -> None:
+def python(module: str, *arguments: str, ends: Sequence[int] = (0,)) -> None:
     """A module of this package as a command of its own. Raises SystemExit where it ends otherwise than it may."""
     if (code := subprocess.run([sys.executable, "-m", module, *arguments]).returncode) not in ends:
         raise SystemExit(code)
