@@ -183,6 +183,33 @@ def guard(
     raise typer.Exit(judgement.exit_code)
 
 
+@app.command()
+def ledger(
+    file: Annotated[Path, typer.Argument(help="The ledger.jsonl of a line of releases.")],
+    enter: Annotated[str | None, typer.Option(metavar="NAME", help="Enter a release of this name first.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Its model directory.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="What it scored, from `evomerge eval --out`.")] = None,
+    line: Annotated[str, typer.Option(help="The name of a line that begins now.")] = "line",
+    learned: Annotated[
+        list[str] | None, typer.Option(metavar="TASK=RELEASE", help="With which release a task arrived; guessed from its scores.")
+    ] = None,
+) -> None:
+    """Show a line of releases, what it kept and what it forgot; or enter a release into it.
+
+    A new model is held to everything its line ever passed: evomerge guard --ledger, or a search over a base that brings a ledger.
+    """
+    from evomerge.guards.ledger import Ledger
+    from evomerge.report.lines import ledger_table
+    from evomerge.study.verbs import release
+
+    if enter is not None:
+        if model is None or scores is None:
+            raise EvomergeError("ledger: a release is entered with its model and scores; add --model DIR and --scores FILE")
+        release(file, line, enter, model, scores)
+    arrivals = [arrival.partition("=") for arrival in learned or []]
+    print(ledger_table(Ledger.read(file), {task: name for task, _, name in arrivals}))
+
+
 class Kind(StrEnum):
     parameter = "parameter"
     block = "block"

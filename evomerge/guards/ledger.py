@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,6 +137,30 @@ def transfer(scores: Mapping[str, Sequence[float]], learned: Mapping[str, int]) 
         forgetting=forgotten,
         worst={skill: max(scores[skill]) - scores[skill][-1] for skill in old},
     )
+
+
+def transfer_of(ledger: Ledger, learned: Mapping[str, str] | None = None) -> Transfer:
+    """Transfer over the releases of a ledger, of the tasks that all of them were asked; the first release is the model before.
+
+    `learned` names the release at which a task arrived; one that is not named came with the release that raised its score most,
+    or with the first. Raises GuardError on a task or release that the line does not know.
+    """
+    names = [release.name for release in ledger.releases]
+    shared = sorted(set.intersection(*(set(release.answers) for release in ledger.releases))) if names else []
+    scores = {task: [release.mean(task) for release in ledger.releases] for task in shared}
+    arrived = {task: _steepest(values) for task, values in scores.items()}
+    for task, name in (learned or {}).items():
+        if task not in scores or name not in names:
+            known = f"its tasks: {', '.join(shared)}; its releases: {', '.join(names)}"
+            raise GuardError(f"ledger of {ledger.line}: {task} cannot have come with {name!r} ({known})")
+        arrived[task] = names.index(name)
+    return transfer(scores, arrived)
+
+
+def _steepest(values: Sequence[float]) -> int:
+    """The place of the greatest rise over the value before; 0 where none rose."""
+    rises = [0.0, *(after - before for before, after in pairwise(values))]
+    return rises.index(max(rises))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import GuardError
-from evomerge.guards.ledger import Ledger, hold, transfer
+from evomerge.guards.ledger import Ledger, hold, transfer, transfer_of
 from evomerge.scoring.scores import Row, Scores
 
 
@@ -129,3 +129,19 @@ def test_a_line_of_one_release_has_nothing_to_tell():
     assert found.forgetting == {}
     assert found.backward != found.backward
     assert found.forward != found.forward
+
+
+def test_the_transfer_of_a_ledger_is_that_of_its_releases():
+    """One hundred documents a task; A came with the release that raised it most, B with the one that is named."""
+    line = Ledger("llama")
+    for name, a, b in (("0", 20, 10), ("1", 90, 30), ("2", 95, 60), ("3", 70, 75)):
+        right = {"A": a, "B": b}
+        rows = (Row(task, doc, f"{task}{doc}", float(doc < n)) for task, n in right.items() for doc in range(100))
+        line = line.add(name, name, Scores.of(rows))
+
+    found = transfer_of(line, {"B": "2"})
+
+    assert found == transfer({"A": [0.2, 0.9, 0.95, 0.7], "B": [0.1, 0.3, 0.6, 0.75]}, {"A": 1, "B": 2})
+    with pytest.raises(GuardError, match=r"B cannot have come with '9' [(]its tasks: A, B; its releases: 0, 1, 2, 3[)]"):
+        transfer_of(line, {"B": "9"})
+    assert transfer_of(Ledger("new")).forgetting == {}
