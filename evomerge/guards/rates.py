@@ -53,6 +53,15 @@ def require_flips(task: str, n: int, budget: float, alpha: float = ALPHA) -> Non
         )
 
 
+def flips_needed(budget: float, rate: float, alpha: float = ALPHA, power: float = POWER) -> int:
+    """Documents that pass a candidate which turns `rate` of them wrong, with this power (normal approximation)."""
+    if not 0 <= rate < budget <= 1:
+        raise GuardError(
+            f"guard: a rate of {rate:g} cannot be shown to lie below a budget of {budget:g} by any number of documents"
+        )
+    return _enough(budget, rate, alpha, power)
+
+
 def rate_test(count: int, n: int, budget: float, alpha: float, power: float) -> Test:
     """Exact test of `count` in n against a rate; it and Clopper-Pearson's bounds agree."""
     from scipy.special import bdtr, bdtrc
@@ -64,14 +73,16 @@ def rate_test(count: int, n: int, budget: float, alpha: float, power: float) -> 
 
 def _needed(count: int, n: int, budget: float, alpha: float, power: float) -> int | None:
     """Documents that would decide if the rate stays as it was seen; never fewer than no flip at all would take."""
+    rate = count / n
+    return None if rate == budget else max(n + 1, _enough(budget, rate, alpha, power))
+
+
+def _enough(budget: float, rate: float, alpha: float, power: float) -> int:
     from scipy.special import ndtri
 
-    rate = count / n
-    if rate == budget:
-        return None
     spread = float(ndtri(1 - alpha)) * math.sqrt(budget * (1 - budget)) + float(ndtri(power)) * math.sqrt(rate * (1 - rate))
     without_any = math.log(alpha) / math.log1p(-budget) if rate < budget < 1 else 0.0
-    return max(n + 1, math.ceil(max((spread / (budget - rate)) ** 2, without_any)))
+    return math.ceil(max((spread / (budget - rate)) ** 2, without_any))
 
 
 def chance_flips(before: float, after: float, choices: int) -> float:

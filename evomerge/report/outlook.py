@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.guards.criteria import Criterion, criteria
+from evomerge.guards.rates import flips_needed
 from evomerge.guards.regression import documents_needed, smallest_margin
 from evomerge.report.tables import align
 from evomerge.scoring.suite import Splits
@@ -12,6 +13,7 @@ from evomerge.study.baselines import baselines, parents
 from evomerge.study.devices import describe, seats
 from evomerge.study.experiment import Experiment
 from evomerge.study.search import prepare, with_limits
+from evomerge.study.trial import AIM
 
 
 def outlook(path: str | Path, trials: int | None = None, budget: float | None = None, workers: int | None = None) -> str:
@@ -53,7 +55,10 @@ def _limit(one: Criterion, sealed: int, discordance: float) -> str:
     if one.measure == "floor":
         return f"guard {one.task}: a mean below {one.limit:g} is refused; {sealed} sealed documents"
     if one.measure == "flips":
-        return f"guard {one.task}: {one.limit:.1%} of the documents or more turned wrong is refused; {sealed} sealed documents"
+        return (
+            f"guard {one.task}: {one.limit:.1%} of the documents or more turned wrong is refused; {sealed} sealed documents, "
+            f"{flips_needed(one.limit, AIM * one.limit)} pass one that turns half as many wrong, as the search aims at"
+        )
     against = " to the best parent" if one.against == "best" else ""
     return (
         f"guard {one.task}: a loss of {one.limit:g} or more{against} is refused; {sealed} sealed documents, "

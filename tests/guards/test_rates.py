@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from evomerge.errors import GuardError
-from evomerge.guards.rates import chance_flips, decide_flips, decide_floor
+from evomerge.guards.rates import chance_flips, decide_flips, decide_floor, flips_needed, rate_test
 from evomerge.guards.verdict import together
 
 
@@ -115,3 +115,17 @@ def test_a_refusal_must_stand_among_all_guards():
     assert among["a"].needed > 400
     assert among["b"].outcome == "passed"
     assert together({}) == {}
+
+
+@pytest.mark.parametrize(("budget", "rate"), [(0.08, 0.04), (0.02, 0.01), (0.2, 0.1)])
+def test_so_many_documents_pass_a_candidate_within_its_budget_four_times_in_five(budget, rate):
+    """Against the exact test: between 75 and 86 % of such candidates pass, as its counts jump."""
+    n = flips_needed(budget, rate)
+    most = max(count for count in range(n) if rate_test(count, n, budget, 0.05, 0.8).within < 0.05)
+
+    assert 0.75 <= stats.binom.cdf(most, n, rate) <= 0.86
+
+
+def test_a_rate_at_its_budget_is_shown_by_no_number_of_documents():
+    with pytest.raises(GuardError, match=r"a rate of 0\.1 cannot be shown to lie below a budget of 0\.1 by any number"):
+        flips_needed(0.1, 0.1)
