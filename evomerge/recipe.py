@@ -241,6 +241,29 @@ class Heal:
 
 
 @dataclass(frozen=True)
+class TokenRow:
+    """Which row a token gets in models that have none for it, or with `force` in all: a model's, or zeros (source None)."""
+
+    source: str | None
+    force: bool = False
+    token: str | None = None  # of another token than the one it is for
+    token_id: int | None = None  # or the row itself
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Whose vocabulary the merged model has: `union`, `base`, or a source's; and rows of single tokens."""
+
+    source: str
+    tokens: Mapping[str, TokenRow] = field(default_factory=dict, hash=False)
+    pad_to_multiple_of: int | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        data = {"source": self.source, "tokens": {token: _row_data(row) for token, row in self.tokens.items()}}
+        return {key: value for key, value in (*data.items(), ("pad_to_multiple_of", self.pad_to_multiple_of)) if value}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What to merge, and how."""
 
@@ -249,6 +272,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     context: Context | None = None
     heal: Heal | None = None
+    tokenizer: Tokenizer | None = None
     dtype: str | None = None  # of the written weights; None keeps each tensor's own
     seed: int = 0
     slices: tuple[Slice, ...] = ()  # none: the base's layers as they are
@@ -256,7 +280,8 @@ class Recipe:
     @classmethod
     def from_data(cls, data: object, place: Place, root: Path | None = None) -> Recipe:
         """A recipe from plain data; relative paths are taken from `root`. Raises RecipeError or DocumentError."""
-        block = Block(data, place, ["base", "sources", "rules", "slices", "context", "heal", "dtype", "seed"])
+        block = Block(data, place, ["base", "sources", "rules", "slices", "context", "heal", "tokenizer", "dtype", "seed"])
+
         sources = {
             str(name): _source(model, place / "sources" / str(name), root)
             for name, model in block.mapping("sources", *[{}] * ("slices" in block)).items()
@@ -272,6 +297,7 @@ class Recipe:
             rules=tuple(_rule(rule, place / "rules" / i, tuple(sources)) for i, rule in enumerate(rules)),
             context=_context(block),
             heal=_heal(block, tuple(sources), root),
+            tokenizer=_tokenizer(block, tuple(sources)),
             dtype=block.text("dtype", None, among=DTYPES),
             seed=block.integer("seed", 0),
             slices=_slices(block, tuple(sources)),
@@ -294,6 +320,7 @@ class Recipe:
             "slices": [_slice_data(part) for part in self.slices] or None,
             "context": self.context and {k: v for k, v in vars(self.context).items() if v is not None},
             "heal": self.heal and {**vars(self.heal), "teachers": dict(self.heal.teachers)},
+            "tokenizer": self.tokenizer and self.tokenizer.to_data(),
             "dtype": self.dtype,
             "seed": self.seed,
         }
@@ -547,3 +574,41 @@ def _heal(block: Block, sources: tuple[str, ...], root: Path | None) -> Heal | N
         learning_rate=float(inner.number("learning_rate", 3e-4, low=0.0)),
         temperature=float(inner.number("temperature", 1.0, low=0.05)),
     )
+
+
+def _tokenizer(block: Block, sources: tuple[str, ...]) -> Tokenizer | None:
+    """mergekit's block: `tokenizer: union`, or {source, tokens: {TOKEN: {source, force}}, pad_to_multiple_of}."""
+    if "tokenizer" not in block:
+        return None
+    data, place = block.get("tokenizer"), block.place / "tokenizer"
+    if "heal" in block:
+        raise RecipeError(f"{place}: a merge with another vocabulary cannot be healed; merge first, and heal what comes out")
+    inner = Block({"source": data} if isinstance(data, str) else data, place, list(Tokenizer.__dataclass_fields__))
+    names = ("base", *sources)
+    tokens = {
+        str(token): _token_row(row, place / "tokens" / str(token), names) for token, row in inner.mapping("tokens", {}).items()
+    }
+    multiple = inner.integer("pad_to_multiple_of", None, low=1)
+    return Tokenizer(inner.text("source", among=("union", *names)), tokens, multiple)
+
+
+def _token_row(data: object, place: Place, names: tuple[str, ...]) -> TokenRow:
+    block = Block(data, place, ["source", "force"])
+    source, force = block.get("source"), bool(block.flag("force", False))
+    if not isinstance(source, Mapping):
+        return TokenRow(block.text("source", among=names), force)
+    inner = Block(source, place / "source", ["kind", "model", "token", "token_id"])
+    if inner.text("kind", among=("zero", "model_token")) == "zero":
+        return TokenRow(None, force)
+    token, row = inner.text("token", None), inner.integer("token_id", None)
+    if (token is None) == (row is None):
+        raise RecipeError(f"{inner.place}: a model_token has either a `token` or a `token_id`")
+    return TokenRow(inner.text("model", among=names), force, token, row)
+
+
+def _row_data(row: TokenRow) -> dict[str, Any]:
+    told = {"token": row.token} if row.token is not None else {"token_id": row.token_id} if row.token_id is not None else {}
+    source = (
+        {"kind": "zero"} if row.source is None else {"kind": "model_token", "model": row.source, **told} if told else row.source
+    )
+    return {"source": source, "force": row.force}

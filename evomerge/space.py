@@ -66,7 +66,14 @@ class Space:
     @classmethod
     def from_data(cls, data: object, place: Place, root: Path | None = None) -> Space:
         """A space from plain data, tried at the ends of every range and at every choice. Raises RecipeError or DocumentError."""
-        template = Block(data, place, ["base", "sources", "rules", "slices", "context", "heal", "dtype", "seed"]).data
+        template = Block(
+            data, place, ["base", "sources", "rules", "slices", "context", "heal", "tokenizer", "dtype", "seed"]
+        ).data
+        if template.get("tokenizer") is not None:
+            raise RecipeError(
+                f"{place / 'tokenizer'}: a search scores every candidate with the base's tokenizer; give each source the base's"
+                " vocabulary first (evomerge merge, tokenizer: base), and search over what comes out"
+            )
         space = cls(template, place, root, tuple(_parameters(template, "", place)))
         _check_starts(space)
         for corner in space.corners():

@@ -55,6 +55,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     files: Mapping[str, Path]  # tensor -> the file it lies in
+    carried: frozenset[str] = frozenset()  # of a base: tensors that are merged with nothing, and written as they are
     _open: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.plan import Plan, Step, plan
+from evomerge.candidate.views import views
 from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe
 
@@ -37,13 +38,16 @@ def merge(
     if recipe.heal and heal:
         candidate = heal(candidate, sources)
     counted = _counted(candidate, progress) if progress else candidate
-    return save(counted, out, copy_from=sources.checkpoint(recipe.base.location).path, card=card(recipe))
+    home, files = sources.tokenizer(recipe)
+    return save(counted, out, copy_from=home, files=files, card=card(recipe))
 
 
 def dry_run(recipe: Recipe) -> Plan:
     """The plan of a recipe from the headers of its models: no tensor is read, and no torch loaded."""
-    sources = {name: Checkpoint.open(source.location, f"sources.{name}") for name, source in recipe.sources.items()}
-    return plan(recipe, Checkpoint.open(recipe.base.location, "base"), sources)
+    models = {"base": Checkpoint.open(recipe.base.location, "base")}
+    models |= {name: Checkpoint.open(source.location, f"sources.{name}") for name, source in recipe.sources.items()}
+    seen, _ = views(recipe, models)
+    return plan(recipe, seen.pop("base"), seen)
 
 
 def describe_plan(plan: Plan) -> str:

@@ -87,10 +87,16 @@ def resolve(
     for place, rule in rules.items():
         _check_whole(rule, place)
     parts = stack(recipe, {"base": base, **(sources or {})}, outputs) if recipe.slices else _unstacked(base)
-    steps = tuple(_step(recipe, part) for part in parts)
+    steps = tuple(_copied(part) if part.name in base.carried else _step(recipe, part) for part in parts)
     used = {id(step.rule) for step in steps}
     idle = [f"{place}: {rule.match!r} is the first match of no tensor" for place, rule in rules.items() if id(rule) not in used]
-    copied = [f"{step.name}: whole numbers ({step.info.dtype}), copied from the base" for step in steps if step.rule is None]
+    copied = [
+        f"{step.name}: whole numbers ({step.info.dtype}), copied from the base"
+        for step in steps
+        if step.rule is None and step.name not in base.carried
+    ]
+    if base.carried:
+        copied.append(f"{len(base.carried)} tensors that a source has not ({min(base.carried)!r}, …) are the base's")
     _refuse_dead_cases(rules, steps)
     config = _config(recipe, base)
     if recipe.slices:
@@ -111,12 +117,16 @@ def outputs(base: Checkpoint) -> Iterator[str]:
             yield name
 
 
+def _copied(part: Part) -> Step:
+    return Step(part.name, None, {}, part.info, part.depth, part.origins)
+
+
 def _step(recipe: Recipe, part: Part) -> Step:
     name, info = part.name, part.info
     if info.dtype.startswith(UNMERGED):
         raise CheckpointError(f"base: {name!r} is {info.dtype}, too coarse to be merged; take the model in BF16, F16 or F32")
     if info.dtype not in FLOATS:
-        return Step(name, None, {}, info, part.depth, part.origins)
+        return _copied(part)
     place, rule, depth = _rule_of(recipe, part)
     step = Step(name, rule, {}, info, depth, part.origins)
     knobs = {knob: _at(value, depth, f"{place}.{knob}", step) for knob, value in rule.knobs.items()}
@@ -278,7 +288,7 @@ def compare(name: str, source: Checkpoint, base: Checkpoint, *, stacked: bool = 
     if base.tokenizer and source.tokenizer and base.tokenizer != source.tokenizer:
         raise CheckpointError(
             f"{who} has another tokenizer than the base {base.path}: they must not be merged as if they were one family;"
-            " take fine-tunes that kept the base's tokenizer"
+            " take fine-tunes that kept the base's tokenizer, or align their tokens (tokenizer: union, base or a source's name)"
         )
     return [f"{who}: {key} differs from the base's, which is kept" for key in ALIKE if _differ(key, source, base)]
 
@@ -318,7 +328,8 @@ def _other_shape(who: str, name: str, source: Checkpoint, base: Checkpoint) -> s
     if tokens[0] != tokens[1] and tokens == (ours[0], theirs[0]) and ours[1:] == theirs[1:]:
         return (
             f"{who} has a vocabulary of {theirs[0]} tokens, the base {base.path} one of {ours[0]} ({name!r});"
-            " vocabularies of different sizes cannot be merged: take fine-tunes that kept the base's tokenizer"
+            " vocabularies of different sizes cannot be merged: take fine-tunes that kept the base's tokenizer, or align their"
+            " tokens (tokenizer: union, base or a source's name)"
         )
     return (
         f"{who}: {name!r} has the shape {list(theirs)} there and {list(ours)} in the base {base.path};"

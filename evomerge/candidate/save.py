@@ -22,7 +22,10 @@ from evomerge.errors import CheckpointError
 
 LENGTH = "max_position_embeddings"
 SHARD_SIZE = 5_000_000_000  # bytes of tensors a file
-COPIED = (*TOKENIZER_FILES, "generation_config.json")
+COPIED = (
+    *TOKENIZER_FILES, "generation_config.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
 # The order of safetensors' own writer: dtypes from wide to narrow, names within.
 WIDTH_ORDER = (
     "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E8M0", "F8_E4M3", "F8_E5M2",
@@ -31,7 +34,13 @@ WIDTH_ORDER = (
 
 
 def save(
-    candidate: Candidate, directory: str | Path, *, copy_from: Path | None = None, card: str = "", shard_size: int = SHARD_SIZE
+    candidate: Candidate,
+    directory: str | Path,
+    *,
+    copy_from: Path | None = None,
+    files: Mapping[str, str] | None = None,  # in the place of those copied
+    card: str = "",
+    shard_size: int = SHARD_SIZE,
 ) -> Path:
     """Write a model directory that transformers reads; the same candidate gives the same bytes.
 
@@ -49,6 +58,8 @@ def save(
             _write_json(folder / "config.json", candidate.config)
         for file in copied:
             _copy(file, folder / file.name, candidate.config)
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
     return target

@@ -14,6 +14,8 @@ from torch import Tensor
 from evomerge import kernels
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest, refuse_nan
 from evomerge.candidate.plan import Plan, Step, compare, resolve
+from evomerge.candidate.views import stood_for, views
+from evomerge.candidate.vocab import Realigned, refuse_strangers
 from evomerge.errors import RecipeError
 from evomerge.masks import Trim
 from evomerge.methods.fedavg import squares
@@ -51,8 +53,9 @@ class Candidate:
 
 def materialize(recipe: Recipe, sources: Sources) -> Candidate:
     """The model of a recipe; its tensors are merged one by one as the stream is read."""
-    plan = sources.plan(recipe)
-    return Candidate(plan.config, Merge(recipe, plan, sources), recipe.key(sources.fingerprints(recipe)), plan.manifest)
+    seen = sources.seen(recipe)
+    plan = sources.plan(seen)
+    return Candidate(plan.config, Merge(seen, plan, sources), recipe.key(sources.fingerprints(recipe)), plan.manifest)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Sources:
         self.resident = resident
         self.device = torch.device(device)
         self._checkpoints: dict[str, Checkpoint] = {}
+        self._unchanged: set[str] = set()
         self._fingerprints: dict[str, str] = {}
         self._doubts: dict[tuple[str, str, str, bool], list[str]] = {}
         self._tensors: dict[tuple[str, str], Tensor] = {}
@@ -122,6 +126,28 @@ class Sources:
         if location not in self._checkpoints:
             self._checkpoints[location] = Checkpoint.open(location, role)
         return self._checkpoints[location]
+
+    def seen(self, recipe: Recipe) -> Recipe:
+        """The recipe over its models as the merge sees them: see views.py. The same recipe where they are what lies on disk."""
+        stand_ins, names = stood_for(recipe)
+        if names["base"] not in self._checkpoints and names["base"] not in self._unchanged:
+            models = {"base": self.checkpoint(recipe.base.location, "base")}
+            models |= {name: self.checkpoint(source.location, f"sources.{name}") for name, source in recipe.sources.items()}
+            found, alignment = views(recipe, models)
+            if alignment:
+                refuse_strangers(alignment)
+            if all(found[role] is models[role] for role in models):
+                self._unchanged.add(names["base"])
+            else:
+                self._checkpoints |= {names[role]: model for role, model in found.items()}
+        return recipe if names["base"] in self._unchanged else stand_ins
+
+    def tokenizer(self, recipe: Recipe) -> tuple[Path, dict[str, str]]:
+        """The directory that the merged model's tokenizer is copied from, and the files that take another's place."""
+        seen = self.checkpoint(self.seen(recipe).base.location)
+        if isinstance(seen, Realigned) and seen.alignment:
+            return seen.alignment.models[seen.alignment.owner].path, seen.alignment.files()
+        return seen.path, {}
 
     def plan(self, recipe: Recipe) -> Plan:
         """The recipe's plan; that its models fit together is checked once for each pair."""
