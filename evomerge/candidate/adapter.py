@@ -66,6 +66,10 @@ class Adapted(Checkpoint):
             _add(tensor, self._part(change.up), self._part(change.down), change)
         return tensor
 
+    def size_of(self, name: str) -> int:
+        """How many bytes `read` gives."""
+        return 8 * self.tensors[name].elements if name in self.changes else super().size_of(name)
+
     def _part(self, name: str) -> Tensor:
         from safetensors import safe_open
 

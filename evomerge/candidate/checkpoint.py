@@ -93,6 +93,10 @@ class Checkpoint:
         tensor: Tensor = self._open[file].get_tensor(name)
         return tensor
 
+    def size_of(self, name: str) -> int:
+        """How many bytes `read` gives."""
+        return self.tensors[name].bytes
+
     @functools.cached_property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The files that make up the tokenizer, where the checkpoint is a directory that has one."""

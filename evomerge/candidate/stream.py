@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from evomerge import kernels
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest, refuse_nan
+from evomerge.candidate.conveyor import Conveyor
+from evomerge.candidate.placement import Key, Load, Room, Shelf
 from evomerge.candidate.plan import Plan, Step, compare, resolve
 from evomerge.candidate.views import stood_for, views
 from evomerge.candidate.vocab import Realigned, refuse_strangers
@@ -32,6 +34,7 @@ TORCH_DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 BATCH = 1 << 28  # elements merged before the first of them is handed on
+CARRIED = 1 << 26  # the same, where sources are carried to the device
 Weights = Iterable[tuple[str, Tensor]]
 
 
@@ -67,9 +70,10 @@ class Merge:
     sources: Sources = field(repr=False)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self.sources.settle(self.recipe, self.plan)
         trims = self.sources.trims(self.recipe, self.plan)
         lengths = self.sources.lengths(self.recipe, self.plan)
-        for steps in self._batches():
+        for steps in self.sources.carried(self.recipe, self._batches()):
             with kernels.together():
                 merged = [
                     self._run(step, {"threshold": trims.get(step.name), "lengths": lengths.get(step.name)}) for step in steps
@@ -78,7 +82,9 @@ class Merge:
 
     def _batches(self) -> Iterator[list[Step]]:
         """One step after the other; on a GPU as many as BATCH allows, for one launch."""
-        room = BATCH if kernels.side(torch.empty(0, device=self.sources.device)) == "triton" else 0
+        room = 0
+        if kernels.side(torch.empty(0, device=self.sources.device)) == "triton":
+            room = CARRIED if self.sources.shelf.streams else BATCH
         batch, held = list[Step](), 0
         for step in self.plan.steps:
             size = math.prod(step.info.shape)
@@ -108,17 +114,19 @@ class Sources:
 
     `resident` keeps tensors and tables of magnitudes for the next candidate, some eight bytes an element and source beside
     the tensors' own, twice that in plain torch: for a search. Otherwise each tensor is read, merged and dropped: for one
-    merge of a large model.
+    merge of a large model. What the device does not hold of resident models is carried there for each candidate.
     """
 
-    def __init__(self, *, resident: bool = False, device: str | torch.device = "cpu") -> None:
+    def __init__(self, *, resident: bool = False, device: str | torch.device = "cpu", room: Room | None = None) -> None:
         self.resident = resident
         self.device = torch.device(device)
+        self.shelf = Shelf(self.device, room)
+        self._carried: Mapping[Key, Tensor] = {}
+        self._known: dict[tuple[str, ...], dict[Hashable, Any]] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._unchanged: set[str] = set()
         self._fingerprints: dict[str, str] = {}
         self._doubts: dict[tuple[str, str, str, bool], list[str]] = {}
-        self._tensors: dict[tuple[str, str], Tensor] = {}
         self._inputs: dict[tuple[str, ...], Inputs] = {}
         self._tables: dict[tuple[str, ...], Table] = {}
 
@@ -177,28 +185,56 @@ class Sources:
         for location in dict.fromkeys((recipe.base.location, *(source.location for source in recipe.sources.values()))):
             refuse_nan(self.checkpoint(location))
 
-    def read(self, location: str, name: str) -> Tensor:
-        """A tensor of a model on the device; resident, it is a copy that outlives changes to the file."""
-        if (location, name) in self._tensors:
-            return self._tensors[location, name]
-        tensor = self.checkpoint(location).read(name).to(self.device, copy=self.resident)
+    def settle(self, recipe: Recipe, plan: Plan) -> None:
+        """Decides where the tensors behind a plan stay, if they do; see placement.py."""
         if self.resident:
-            self._tensors[location, name] = tensor
-        return tensor
+            self.shelf.assign([self._load(recipe, step) for step in plan.steps])
+
+    def _load(self, recipe: Recipe, step: Step) -> Load:
+        sizes = {key: self.checkpoint(key[0]).size_of(key[1]) for key in _keys(recipe, step).values()}
+        beside = 8 if self.device.type == "cpu" else 2 if step.method.startswith("della") else 0  # see Inputs.resident
+        return Load(sizes, beside * step.info.elements * len(step.sources))
+
+    def carried(self, recipe: Recipe, batches: Iterable[list[Step]]) -> Iterator[list[Step]]:
+        """The batches; while one is merged, what does not stay on the device of the next is on its way there."""
+        if not self.shelf.streams:
+            yield from batches
+            return
+
+        def fetch(steps: list[Step]) -> dict[Key, Tensor]:
+            keys = [key for step in steps for key in _keys(recipe, step).values()]
+            return {key: self.read(*key) for key in keys if self.shelf.carries([key])}
+
+        try:
+            for steps, arrived in Conveyor(self.device, fetch).run(batches):
+                self._carried = arrived
+                yield steps
+        finally:
+            self._carried = {}
+
+    def read(self, location: str, name: str) -> Tensor:
+        """A tensor of a model on the device, or where it waits to be carried there; resident, it outlives changes to the file."""
+        key = (location, name)
+        for there in (self._carried, self.shelf.tensors):
+            if key in there:
+                return there[key]
+        tensor = self.checkpoint(location).read(name)
+        return self.shelf.put(key, tensor) if self.resident else tensor.to(self.device)
 
     def inputs(self, recipe: Recipe, step: Step) -> Inputs:
         """The tensors behind a step, with what is kept about them."""
-        roles = [role for role in ("base", *step.sources) if step.origin(role)]
-        read = [(location, step.origin(role) or "") for location, role in zip(_locations(recipe, roles), roles, strict=True)]
-        key = (*step.sources, *roles, *(each for pair in read for each in pair))
+        keys = _keys(recipe, step)
+        key = (*step.sources, *keys, *(each for pair in keys.values() for each in pair))
         kept = self._inputs.get(key)
         if kept is not None and kept.place.seed == recipe.seed:
             return kept
         # in a stack random masks are drawn by the name in the first model: a layer that stands twice has the same ones
-        place = Place(recipe.seed, step.name if step.origins is None else read[0][1], step.sources)
-        tensors = [self.read(*pair) for pair in read]
-        based = "base" in roles
-        inputs = Inputs(tensors[0] if based else None, tuple(tensors[based:]), place, self.resident)
+        place = Place(recipe.seed, step.name if step.origins is None else next(iter(keys.values()))[1], step.sources)
+        tensors = [self.read(*pair) for pair in keys.values()]
+        base, sources = (tensors[0], tuple(tensors[1:])) if "base" in keys else (None, tuple(tensors))
+        if self.resident and self.shelf.carries(keys.values()):
+            return Inputs(base, sources, place, known=self._known.setdefault(key, {}))
+        inputs = Inputs(base, sources, place, self.resident)
         if self.resident:
             self._inputs[key] = inputs
         return inputs
@@ -240,6 +276,12 @@ class Sources:
         if key not in self._tables:
             self._tables[key] = Table.merge([vector.table for vector in vectors])
         return self._tables[key]
+
+
+def _keys(recipe: Recipe, step: Step) -> dict[str, Key]:
+    """By its role, the base's tensor behind a step and each source's, where the step has one."""
+    roles = [role for role in ("base", *step.sources) if step.origin(role)]
+    return {role: (location, step.origin(role) or "") for location, role in zip(_locations(recipe, roles), roles, strict=True)}
 
 
 def _locations(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:

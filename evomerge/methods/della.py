@@ -51,7 +51,7 @@ def _ranks(inputs: Inputs, k: int, width: int, matter: bool) -> Tensor:
     source = inputs.sources[k]
     if not matter:
         return torch.zeros((), dtype=dtype_of(width), device=source.device).expand(source.numel())
-    return inputs.once(("ranks", k), lambda: ranks(inputs.base, source, width))
+    return inputs.once(("ranks", k), lambda: ranks(inputs.base, source, width), large=True)
 
 
 def ranks(base: Tensor | None, source: Tensor, width: int) -> Tensor:

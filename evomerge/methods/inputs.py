@@ -42,13 +42,15 @@ class Inputs:
     sources: tuple[Tensor, ...]
     place: Place
     resident: bool = False  # keep magnitudes by bin, eight bytes an element and source; in plain torch deltas and numbers too
+    known: dict[Hashable, Any] | None = None  # what was found about these tensors when they were here before, and is to be kept
 
     @cached_property
     def magnitudes(self) -> tuple[Magnitudes, ...]:
         """Of each delta: what every density is looked up in."""
         size, laid_out = self.sources[0].numel(), self.resident and not self.sources[0].is_cuda
+        memory = [self.once(("magnitudes", k), dict[Any, Any]) for k in range(len(self.sources))]
         return tuple(
-            Magnitudes(partial(self.delta, k), size, resident=laid_out, pair=(self.base, source))
+            Magnitudes(partial(self.delta, k), size, resident=laid_out, pair=(self.base, source), memory=memory[k])
             for k, source in enumerate(self.sources)
         )
 
@@ -71,13 +73,14 @@ class Inputs:
     @cached_property
     def norms(self) -> list[float]:
         """‖δₖ‖₁"""
-        return norms(self.base, self.terms, subtract=not self.prepared)
+        return self.once("norms", lambda: norms(self.base, self.terms, subtract=not self.prepared))
 
     @cached_property
     def cosine(self) -> float:
         """Of the angle between the base and the one source."""
-        assert self.base is not None
-        return cosine_of(self.base, self.sources[0])
+        base = self.base
+        assert base is not None
+        return self.once("cosine", lambda: cosine_of(base, self.sources[0]))
 
     def trims(self, density: Sequence[float]) -> list[Trim]:
         """What keeps a share of each delta."""
@@ -104,9 +107,9 @@ class Inputs:
         pairs = zip(self.norms, kept, strict=True)
         return tuple(1.0 if min(before, after) < TOO_SMALL else before / after for before, after in pairs)
 
-    def once(self, what: Hashable, compute: Callable[[], T]) -> T:
-        """What no recipe changes about this tensor: computed once where the inputs are kept."""
-        if not self.resident:
+    def once(self, what: Hashable, compute: Callable[[], T], *, large: bool = False) -> T:
+        """What no recipe changes about this tensor, computed once where the inputs are kept; `large` are as many numbers."""
+        if not self.resident and (self.known is None or large):
             return compute()
         if what not in self._known:
             self._known[what] = compute()
@@ -114,7 +117,7 @@ class Inputs:
 
     @cached_property
     def _known(self) -> dict[Hashable, Any]:
-        return {}
+        return {} if self.known is None else self.known
 
     @property
     def dtype(self) -> torch.dtype:

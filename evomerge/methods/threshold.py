@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,12 +78,14 @@ class Members:
 class Magnitudes:
     """The magnitudes of one task vector: their table, and the bins looked into so far."""
 
-    def __init__(self, read: Read, size: int, *, resident: bool = False, pair: Pair | None = None) -> None:
+    def __init__(
+        self, read: Read, size: int, *, resident: bool = False, pair: Pair | None = None, memory: dict[Any, Any] | None = None
+    ) -> None:
         self.read = read
         self.size = size
         self.resident = resident  # lay all elements out by bin
         self.pair = pair  # what is read, for a kernel that reads it itself
-        self._members: dict[int, Members] = {}
+        self._memory = {} if memory is None else memory  # the table and bins found so far, by whoever read the same vector
         self.trim = lru_cache(maxsize=64)(self._trim)
 
     def _trim(self, density: float) -> Trim:
@@ -105,8 +107,13 @@ class Magnitudes:
         """What keeps exactly so many elements."""
         return _largest([self], kept, self.table)[0]
 
-    @cached_property
+    @property
     def table(self) -> Table:
+        if "table" not in self._memory:
+            self._memory["table"] = self._counted()
+        return cast(Table, self._memory["table"])
+
+    def _counted(self) -> Table:
         if self.pair and (fused := kernels.twin("counts", self.pair[0], self.pair[1:])):
             return Table.of(fused(*self.pair))
         counts = np.zeros(BINS, np.int64)
@@ -115,15 +122,15 @@ class Magnitudes:
         return Table.of(counts)
 
     def members(self, bin: int) -> Members:
-        if bin not in self._members:
+        if bin not in self._memory:
             if self.resident:
                 span = self.table.span(bin)
                 falling, positions = self._laid_out.falling[span], self._laid_out.positions[span]
             else:
                 falling, positions = self._scan(bin)
             order = np.argsort(falling, kind="stable")
-            self._members[bin] = Members(falling[order], positions[order])
-        return self._members[bin]
+            self._memory[bin] = Members(falling[order], positions[order])
+        return cast(Members, self._memory[bin])
 
     @cached_property
     def _laid_out(self) -> Members:

@@ -104,11 +104,11 @@ def test_sources_stay_with_a_rank_from_candidate_to_candidate():
     rank = Arrivals(CPU)
     with crossing(merged(), RANKS) as parcel:
         list(rank.unpack(parcel))
-        kept = dict(rank.sources._tensors)
+        kept = dict(rank.sources.shelf.tensors)
         list(rank.unpack(parcel))
 
     assert kept
-    assert all(rank.sources._tensors[place] is tensor for place, tensor in kept.items())
+    assert all(rank.sources.shelf.tensors[place] is tensor for place, tensor in kept.items())
 
 
 def test_sources_that_changed_between_two_processes_are_refused(tmp_path):
