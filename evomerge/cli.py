@@ -72,6 +72,9 @@ def search(
         bool, typer.Option("--reopen", help="Judge on sealed documents that were opened before; the certificate says so.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, write nothing.")] = False,
+    warm_start: Annotated[
+        list[Path] | None, typer.Option(help="Folder of an earlier study, whose best recipe is tried first; may be repeated.")
+    ] = None,
     log: Annotated[Log, typer.Option(help="auto: progress on a terminal, lines elsewhere; json: one object a line.")] = Log.auto,
 ) -> None:
     """Search a space of recipes, and hand over the best model with a certificate.
@@ -104,6 +107,7 @@ def search(
                 reopen=reopen,
                 resume=resume,
                 watch=watch,
+                warm_start=warm_start or (),
             )
     except KeyboardInterrupt:
         _report(directory)
@@ -290,6 +294,8 @@ class Bench(StrEnum):
     scoring = "scoring"
     loop = "loop"
     kernels = "kernels"
+    samplers = "samplers"
+    anytime = "anytime"
 
 
 @app.command()
@@ -322,6 +328,17 @@ def bench(
 
         for line in bench_kernels() if what is Bench.kernels else bench_scoring(space, documents, runs):
             print(line, flush=True)
+        return
+    if what is Bench.samplers:
+        from evomerge.bench.samplers import bench_samplers
+
+        for line in bench_samplers(seeds=runs):
+            print(line, flush=True)
+        return
+    if what is Bench.anytime:
+        from evomerge.bench.anytime import bench_anytime
+
+        print(bench_anytime())
         return
 
     print(benches.bench_merge(space) if what is Bench.merge else benches.bench_search(space, runs, workers))

@@ -115,6 +115,11 @@ def suggest(space: Space, trial: BaseTrial) -> Recipe:
     return space.build(values)
 
 
+def parameters_of(template: Mapping[str, Any], place: Place) -> tuple[Parameter, ...]:
+    """The dimensions of a recipe with ranges, in the order of the file."""
+    return tuple(_parameters(template, "", place))
+
+
 def _parameters(tree: Any, path: str, place: Place) -> Iterator[Parameter]:
     if isinstance(tree, list):
         for i, item in enumerate(tree):

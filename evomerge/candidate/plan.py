@@ -248,6 +248,11 @@ class Depths:
                 stack, layer = found
                 self._last[stack] = max(layer, self._last.get(stack, 0))
 
+    @property
+    def layers(self) -> int:
+        """Layers of the deepest stack."""
+        return max(self._last.values(), default=0) + 1
+
     def of(self, name: str) -> float:
         if found := numbered(name):
             stack, layer = found

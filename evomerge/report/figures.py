@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from evomerge.recipe import Cases, Curve, Recipe
 from evomerge.report.frontier import frontiers
+from evomerge.report.style import COLOURS, FAINT, INK, figure_of, grid, svg
 from evomerge.report.view import Ended, View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, FAINT = "#1f2933", "#9aa5b1"
-COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#b91c1c")
 
 
 def search_picture(view: View) -> str:
     """Every trial's estimate in the order of the search, how far each got, the best so far and what was to be beaten."""
-    figure, axes = _figure(8.4, 3.8)
+    figure, axes = figure_of(8.4, 3.8)
     for label, colour, marker, trials in _kinds(view.trials):
         axes.scatter(
             [_number(t) for t in trials],
@@ -43,7 +39,7 @@ def search_picture(view: View) -> str:
     axes.set_xlabel("trial")
     axes.set_ylabel(f"{view.experiment.suite.aggregate} of the target tasks\n(estimate, search documents)")
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return _svg(figure)
+    return svg(figure)
 
 
 def depth_picture(recipe: Recipe) -> str:
@@ -56,10 +52,10 @@ def depth_picture(recipe: Recipe) -> str:
     ]
     if not panels:
         return ""
-    figure, grid = _grid(len(panels))
-    for axes, (rule, name, curves) in zip(grid, panels, strict=False):
+    figure, drawn = grid(len(panels))
+    for axes, (rule, name, curves) in zip(drawn, panels, strict=False):
         _draw_curves(axes, recipe, f"{rule.match}: {rule.method}, {name}", curves)
-    return _svg(figure)
+    return svg(figure)
 
 
 def traded_picture(view: View) -> str:
@@ -68,7 +64,7 @@ def traded_picture(view: View) -> str:
     if "winner" not in sealed:
         return ""
     tasks = list(view.experiment.suite.tasks) + list(view.experiment.guard.tasks)
-    figure, axes = _figure(8.4, 0.5 + 0.42 * len(tasks))
+    figure, axes = figure_of(8.4, 0.5 + 0.42 * len(tasks))
     for row, task in enumerate(reversed(tasks)):
         known = {name: entry["tasks"][task] for name, entry in sealed.items() if task in entry["tasks"]}
         others = [value for name, value in known.items() if name != "winner"]
@@ -82,7 +78,7 @@ def traded_picture(view: View) -> str:
     axes.set_xlabel("score on sealed documents")
     axes.set_xlim(-0.02, 1.02)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return _svg(figure)
+    return svg(figure)
 
 
 def frontier_picture(view: View) -> str:
@@ -90,8 +86,8 @@ def frontier_picture(view: View) -> str:
     found = frontiers(view)
     if not found:
         return ""
-    figure, grid = _grid(len(found))
-    for axes, frontier in zip(grid, found, strict=True):
+    figure, panels = grid(len(found))
+    for axes, frontier in zip(panels, found, strict=True):
         for kept, colour in ((True, COLOURS[0]), (False, COLOURS[7])):
             shown = [point for point in frontier.trials if point.kept is kept]
             axes.scatter([p.loss for p in shown], [p.value for p in shown], s=12, c=colour, label="kept" if kept else "broken")
@@ -102,7 +98,7 @@ def frontier_picture(view: View) -> str:
         axes.set_xlabel("loss", fontsize=8)
         axes.set_ylabel("target", fontsize=8)
         axes.legend(fontsize=7, frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _kinds(trials: list[Ended]) -> list[tuple[str, str, str, list[Ended]]]:
@@ -150,42 +146,3 @@ def _draw_curves(axes: Axes, recipe: Recipe, title: str, curves: Mapping[str, Cu
     axes.set_title(title, fontsize=9, loc="left", color=INK)
     axes.set_xlabel("depth", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    _style(axes)
-    return figure, axes
-
-
-def _grid(count: int) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(2.9 * columns, 2.3 * rows), layout="constrained")
-    grid = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    for axes in grid:
-        _style(axes)
-    return figure, grid
-
-
-def _style(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.grid(axis="y", color="#e5e7eb", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an <svg> element: the same bytes for the same study, no fonts embedded, no date."""
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "evomerge", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -12,6 +12,7 @@ from evomerge.scoring.suite import Splits
 from evomerge.study.baselines import baselines, parents
 from evomerge.study.devices import describe, seats
 from evomerge.study.experiment import Experiment
+from evomerge.study.proposer import picked
 from evomerge.study.search import prepare, with_limits
 from evomerge.study.trial import AIM
 
@@ -25,6 +26,7 @@ def outlook(path: str | Path, trials: int | None = None, budget: float | None = 
     hand_made = len(baselines(experiment.space)) if search.baselines else 0
     lines = [
         f"{path}: {len(experiment.space.parameters)} parameters, {search.trials} trials by {search.sampler}{until}",
+        *([f"auto picks {found}"] if (found := picked(experiment)) else []),
         f"first the {len(parents(experiment.space))} parents and {hand_made} baselines; seed {search.seed}",
         describe(experiment.scoring, seats(experiment.scoring, workers)),
         "",

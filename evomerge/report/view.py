@@ -12,6 +12,7 @@ from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
 from evomerge.study.experiment import Experiment
+from evomerge.study.proposer import FILE as SAMPLER
 from evomerge.study.selection import ENDINGS
 
 
@@ -80,6 +81,13 @@ class View:
         if self.certificate is None:
             return f"not finished: {len(self.trials)} trials so far"
         return ENDINGS[self.certificate["ending"]]
+
+    @property
+    def picked(self) -> str | None:
+        """The sampler that `auto` picked, and why."""
+        path = self.directory / SAMPLER
+        found = json.loads(path.read_text()) if path.exists() else None
+        return f"{found['name']}: {found['reason']}" if found else None
 
     @property
     def seconds(self) -> float:

@@ -10,10 +10,13 @@ from typing import Any
 
 from evomerge.report.figures import depth_picture, frontier_picture, search_picture, traded_picture
 from evomerge.report.frontier import frontier_table
+from evomerge.report.importance import attribution_table, importance_table
+from evomerge.report.shelf import shelf, shelf_picture, shelf_table, volumes
 from evomerge.report.standing import Rows, comparisons, guards, headline, luck, standing
 from evomerge.report.tables import align, markdown
 from evomerge.report.timing import timing
 from evomerge.report.view import View
+from evomerge.study.anytime import FILE as ACCEPTED
 from evomerge.study.record import room_in, write_atomically
 
 PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
@@ -57,6 +60,7 @@ def page(view: View) -> str:
     recipe = view.best
     pictures = [
         ("The search", "Each point is a trial; grey ones were stopped early, on few documents.", search_picture(view)),
+        ("The shelf", "Trials that no other beats in every objective; the ring is the certified one.", shelf_picture(view)),
         ("What was traded", "The winner beside its parents, task by task.", traded_picture(view)),
         (
             "What the guards cost",
@@ -84,7 +88,10 @@ def page(view: View) -> str:
 def data(view: View) -> dict[str, Any]:
     """The report for a machine: the certificate, and every trial in a line."""
     trials = [{"name": e.name, **{k: v for k, v in e.notes.items() if k != "arrivals"}} for e in view.trials]
-    return {"verdict": view.verdict, "certificate": view.certificate, "seconds": view.seconds, "trials": trials}
+    found: dict[str, Any] = {"verdict": view.verdict, "certificate": view.certificate, "seconds": view.seconds, "trials": trials}
+    if len(view.experiment.search.objectives) > 1:
+        found["shelf"], found["hypervolume"] = [trial.name for trial in shelf(view)], volumes(view)
+    return found
 
 
 def facts(view: View) -> list[str]:
@@ -95,11 +102,15 @@ def facts(view: View) -> list[str]:
         states[trial.notes["state"]] = states.get(trial.notes["state"], 0) + 1
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
     certificate = view.certificate or {}
+    accepted = json.loads(path.read_text()) if (path := view.directory / ACCEPTED).exists() else None
     found = [
         f"{len(view.trials)} trials by {search.sampler}, seed {search.seed}: {counts}",
+        *([f"auto picked {view.picked}"] if view.picked else []),
         f"{documents:,} documents scored for trials and baselines in {view.seconds:.0f} s",
         "searching, choosing and certifying used documents of their own; sealed documents were scored once, at the end",
     ]
+    if accepted:
+        found.append(accepted["said"])
     if "optimism" in certificate:
         points = 100 * certificate["optimism"]
         found.append(f"the best finalist looked {points:.1f} points too good on the documents that chose it (bootstrap)")
@@ -114,10 +125,13 @@ def facts(view: View) -> list[str]:
 def _tables(view: View) -> list[tuple[str, Rows]]:
     titled = [
         ("Where everybody stands", standing(view)),
+        ("The shelf, on search documents", shelf_table(view)),
         ("The winner against parents and rivals, on sealed documents", comparisons(view)),
         ("Guards, on sealed documents", guards(view)),
         ("What the guards cost, on search documents", frontier_table(view)),
         ("How much was luck", luck(view)),
+        ("Which source helps where, on search documents", attribution_table(view)),
+        ("What mattered in the search", importance_table(view)),
         ("Where the time went", timing(view)),
     ]
     return [(title, rows) for title, rows in titled if rows]

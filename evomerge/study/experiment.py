@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evomerge.document import Block, Place, dump_yaml, read_yaml
+from evomerge.document import Block, Place, dump_yaml, nearest, read_yaml
 from evomerge.errors import DocumentError
 from evomerge.scoring import ScoringConfig
 from evomerge.scoring.suite import GuardConfig, Suite, refuse_overlap
 from evomerge.space import Space
+from evomerge.study.anytime import Anytime
+from evomerge.study.objectives import check_objectives
 
 BLOCKS = ("recipe", "suite", "guard", "scoring", "search", "root")
 
@@ -22,7 +24,7 @@ BLOCKS = ("recipe", "suite", "guard", "scoring", "search", "root")
 class SearchConfig:
     """How the search goes about it; the file's `search` block."""
 
-    sampler: str = "cmaes"
+    sampler: str = "auto"
     trials: int = 200
     budget: float | None = None  # seconds of wall clock, selection and certificate included
     seed: int = 0
@@ -31,6 +33,11 @@ class SearchConfig:
     heal_eta: float = 1.5  # one in heal_eta survives it: mild, as the unhealed form says little of the healed one
     finalists: int = 5
     baselines: bool = True
+    refine: bool = False  # whether single layers are searched around the best recipe, once the curves bring nothing more
+    objectives: tuple[str, ...] = ("target",)  # see objectives.py
+    prior: str = "none"  # or discrepancy: larger first steps where the sources disagree
+    attribution: int = 0  # finalists that are scored again without each delta
+    anytime: Anytime | None = None  # proof against a fixed parent while documents are spent
     repair: int = 5  # points tried between a refused model and its base; 0 mends nothing
     sampler_options: dict[str, Any] = field(default_factory=dict, hash=False)
 
@@ -47,9 +54,19 @@ class SearchConfig:
             heal_eta=float(block.number("heal_eta", cls.heal_eta, low=1.0)),
             finalists=block.integer("finalists", cls.finalists, low=1),
             baselines=block.flag("baselines", cls.baselines),
+            refine=block.flag("refine", cls.refine),
+            objectives=tuple(map(str, block.sequence("objectives", list(cls.objectives)))),
+            prior=block.text("prior", cls.prior, among=("none", "discrepancy")),
+            attribution=block.integer("attribution", cls.attribution),
+            anytime=Anytime.from_data(block.get("anytime"), place / "anytime") if "anytime" in block else None,
             repair=block.integer("repair", cls.repair),
             sampler_options=dict(block.mapping("sampler_options", {})),
         )
+
+    def later(self) -> tuple[str, ...]:
+        """Keys that came after the first studies and stand at their defaults: they make no other study of an old one."""
+        new = ("refine", "objectives", "prior", "attribution", "anytime")
+        return tuple(key for key in new if getattr(self, key) == getattr(SearchConfig, key))
 
     def limits(self) -> dict[str, float | None]:
         """How long to search: what may change from one run of a study to the next."""
@@ -82,8 +99,17 @@ class Experiment:
         if search.heal_after >= len(suite.rungs):
             last = len(suite.rungs) - 1
             raise DocumentError(f"{place / 'search' / 'heal_after'}: there is no rung {search.heal_after}; the last is {last}")
+        space = Space.from_data(block.get("recipe"), place / "recipe", root)
+        check_objectives(search.objectives, suite, guard, place / "search" / "objectives")
+        if search.anytime and search.anytime.against not in (models := ("base", *space.template["sources"])):
+            raise DocumentError(
+                f"{place / 'search' / 'anytime'}: against {search.anytime.against!r}, which is no parent here"
+                f"{nearest(search.anytime.against, models)}"
+            )
+        if search.refine:
+            _check_refinable(search, space, place / "search" / "refine")
         return cls(
-            space=Space.from_data(block.get("recipe"), place / "recipe", root),
+            space=space,
             suite=suite,
             guard=guard,
             scoring=ScoringConfig.from_data(block.get("scoring", {}), place / "scoring"),
@@ -99,7 +125,7 @@ class Experiment:
 
     def identity(self) -> dict[str, str]:
         """A digest of every part that a resumed study must share; trials, budget and workers are free to change."""
-        search = {k: v for k, v in vars(self.search).items() if k not in self.search.limits()}
+        search = {k: v for k, v in asdict(self.search).items() if k not in self.search.limits() and k not in self.search.later()}
         parts = {
             "space": self.data["recipe"],
             "suite": self.data["suite"],
@@ -108,6 +134,13 @@ class Experiment:
             "search": search,
         }
         return {name: digest(part) for name, part in parts.items()}
+
+
+def _check_refinable(search: SearchConfig, space: Space, place: Place) -> None:
+    if len(search.objectives) > 1:
+        raise DocumentError(f"{place}: goes on around one best recipe; with several objectives leave it out")
+    if not any("@" in parameter.name for parameter in space.parameters):
+        raise DocumentError(f"{place}: the recipe has no curve over depth to open; give a range control points, as points: 4")
 
 
 def digest(data: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from evomerge.scoring.suite import Splits, split
 from evomerge.study.executor import Job, Result
 from evomerge.study.experiment import Experiment
 from evomerge.study.moves import Moves
+from evomerge.study.objectives import PARAMETERS
 
 
 @dataclass
@@ -69,6 +71,8 @@ class Lab:
                 parent = self._kl_parent()
                 module = getattr(self.scorer, "module", None) if self.loaded == candidate.key else None
                 distances |= self.moves.divergence(candidate, parent, module)
+        if job.measure and PARAMETERS in self.experiment.search.objectives:
+            distances[PARAMETERS] = float(sum(math.prod(info.shape) for info in candidate.manifest.values()))
         return Result(scores, distances, self.clock.take())
 
     def _count_waiting(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from evomerge.study.pareto import dominates
 
 Reason = Literal["baseline", "finished", "ahead", "behind", "guard"]
 
@@ -24,6 +26,7 @@ class Arrival:
     violated: bool = False
     healed: bool = False  # healed candidates compete with healed ones: an unhealed form says little of what healing makes of it
     eta: float | None = None  # one in `eta` goes on; None: the race's own
+    values: Sequence[float] | None = None  # several objectives, more is better: fewer that dominate it take the place of `value`
 
     @property
     def standing(self) -> float:
@@ -108,6 +111,17 @@ class Race:
         return Decision(False, "behind", self.told_value(arrival))
 
     def _ahead(self, arrival: Arrival) -> bool:
-        reached = [a.standing for a in self.arrivals if (a.rung, a.healed) == (arrival.rung, arrival.healed)]
-        better = sum(standing > arrival.standing for standing in reached)
+        there = [a for a in self.arrivals if (a.rung, a.healed) == (arrival.rung, arrival.healed)]
+        reached = [a.standing for a in there] if arrival.values is None else _undominated(there)
+        standing = arrival.standing if arrival.values is None else reached[there.index(arrival)]
+        better = sum(other > standing for other in reached)
         return better < max(1, math.floor(len(reached) / (arrival.eta or self.eta)))
+
+
+def _undominated(arrivals: Sequence[Arrival]) -> list[float]:
+    """Minus the number of arrivals that dominate each; one that breaks a guard dominates nobody and stands behind all."""
+    sound = [a.values for a in arrivals if a.values is not None and not a.violated]
+    return [
+        -math.inf if a.violated or a.values is None else -float(sum(dominates(other, a.values) for other in sound))
+        for a in arrivals
+    ]

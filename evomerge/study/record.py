@@ -133,6 +133,18 @@ class Journal:
         return self._study.get_trials(deepcopy=False)
 
 
+def read_trials(directory: Path) -> list[FrozenTrial]:
+    """The finished trials of a study that somebody else may hold; nothing is written. Raises StudyError where there is none."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    path = directory / "journal.log"
+    if not path.exists():
+        raise StudyError(f"{directory}: holds no study with trials; give the --out of an `evomerge search`")
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    return optuna.load_study(study_name=Journal.NAME, storage=storage).get_trials(deepcopy=False)
+
+
 def heal_torn_line(path: Path) -> None:
     """Cut a journal back to its last whole line: a torn one would swallow the next append."""
     if not path.exists():

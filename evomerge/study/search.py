@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate.checkpoint import Checkpoint, refuse_nan
-from evomerge.candidate.plan import plan
+from evomerge.candidate.plan import Depths, plan
 from evomerge.errors import EvomergeError, StudyError, SuiteError
 from evomerge.guards.criteria import refuse_undecidable
 from evomerge.recipe import Recipe
 from evomerge.scoring.suite import Splits
+from evomerge.study.anytime import FILE as ACCEPTED
+from evomerge.study.attribution import attribute
 from evomerge.study.baselines import baselines, parents
 from evomerge.study.certify import Closing
 from evomerge.study.cluster import Cluster, connect
@@ -27,16 +29,20 @@ from evomerge.study.lab import Lab, catalogue, split_documents
 from evomerge.study.line import ledger_beside, refuse_broken_line
 from evomerge.study.memory import ask, create_study, tell
 from evomerge.study.moves import refuse_missing_fisher
+from evomerge.study.objectives import is_less_better, refuse_textless
+from evomerge.study.proposer import picked, sampler_of
 from evomerge.study.race import Arrival, Decision, Race
 from evomerge.study.record import Journal, Record, held, room_in
 from evomerge.study.sealed import openings, refuse_second_look
-from evomerge.study.selection import contending
+from evomerge.study.selection import Judge, contending, finalists
+from evomerge.study.stages import Stages
 from evomerge.study.storage import Copy, copying, refuse_url
 from evomerge.study.trial import Arena, Outcome, live
+from evomerge.study.warmstart import kept
 from evomerge.study.watch import Nobody, Watcher
 
 if TYPE_CHECKING:
-    from optuna.study import Study
+    from optuna.study import Study, StudyDirection
     from optuna.trial import FrozenTrial, Trial
 
 FAILURES_IN_A_ROW = 20  # after so many the fault is not the candidates'
@@ -56,8 +62,11 @@ def search(
     reopen: bool = False,
     resume: bool = False,
     watch: Watcher | None = None,
+    warm_start: Sequence[str | Path] = (),
 ) -> int:
     """Run, or go on with, the experiment in a file, into a folder of its own; returns the ending (0, 3, 4 or 5).
+
+    The best recipes of the studies in `warm_start` are tried first, and the search goes on from the best start.
 
     Raises EvomergeError on bad input, before anything is written. A finished study is not run again.
     """
@@ -82,8 +91,9 @@ def search(
         if (done := record.read_json("certificate.json")) and done.get("limits") == experiment.search.limits():
             _bring_up(record, copy)
             return int(done["ending"])
+        starts = [each.start for each in kept(record, [Path(folder) for folder in warm_start], experiment.space)]
         hire = partial(executor_of, experiment, workers, ray, taken, record.directory)
-        return Loop(experiment, record, splits, hire, watch, copy, reopen).run()
+        return Loop(experiment, record, splits, hire, watch, copy, reopen, starts).run()
 
 
 def _bring_up(record: Record, copy: Copy | None) -> None:
@@ -120,16 +130,6 @@ def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
     return splits, prints
 
 
-def sampler_of(experiment: Experiment) -> Any:
-    """The sampler that the experiment names. Raises RecipeError where there is none of that name, or it takes no such option."""
-    from evomerge.study.samplers import make_sampler
-
-    search, space = experiment.search, experiment.space
-    return make_sampler(
-        search.sampler, seed=search.seed, space=space.distributions(), start=space.starts(), **search.sampler_options
-    )
-
-
 def executor_of(experiment: Experiment, workers: int | None, ray: str | None, taken: list[Seat], study: Path) -> Executor:
     """Who scores: the actors of a Ray cluster, this process, or several of this machine."""
     if ray is not None:
@@ -148,8 +148,11 @@ class Loop:
     watch: Watcher
     copy: Copy | None = None
     reopen: bool = False
+    starts: Sequence[Mapping[str, Any]] = ()  # beginnings from earlier studies
     outcomes: list[Outcome] = field(default_factory=list)  # of trials, in the order in which they ended
     baselines: dict[str, Outcome] = field(default_factory=dict)
+    _judged: int = 0  # outcomes that were looked at for early acceptance
+    _told: list[FrozenTrial] = field(default_factory=list)  # the trials of `outcomes`
 
     def run(self) -> int:
         self._write_header()
@@ -164,6 +167,7 @@ class Loop:
             self._score_baselines()
             self._search()
             self._write_clock()
+            self._attribute()
             certificate = Closing(
                 self.experiment,
                 self.record,
@@ -208,6 +212,7 @@ class Loop:
             self.record.write_scored(f"baseline/{name}", recipes[name], result.scores, notes)
             known[name] = result.scores
         self.arena.parents = {name: known[name] for name in recipes}
+        refuse_textless(self.experiment.search.objectives, self.experiment.suite, self.arena.base)
         self._refuse_negative_means()
         for name in recipes:
             self.watch.scored(self._enter(name, recipes[name]), None)
@@ -261,9 +266,13 @@ class Loop:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.journal: Journal = self.record.journal([optuna.study.StudyDirection.MAXIMIZE])
-        self.study: Study = create_study([optuna.study.StudyDirection.MAXIMIZE], sampler_of(self.experiment))
-        self.distributions = self.experiment.space.distributions()
+        directions = self._directions()
+        self.journal: Journal = self.record.journal(directions)
+        layers = Depths(Checkpoint.open(self.experiment.space.build(self.experiment.space.start()).base.location).tensors).layers
+        self.stages = Stages(self.experiment, self.record, layers, self.starts)
+        self.study: Study = create_study(directions, self.stages.sampler)
+        if chosen := picked(self.experiment, self.record):
+            self.watch.phase(f"auto picks {chosen}", None)
         self.watch.phase("trials", self.experiment.search.trials)
         self._replay()
         for trial, outcome in self.executor.run(self._proposals()):
@@ -271,19 +280,27 @@ class Loop:
                 self._tell(trial, outcome)
             self._refuse_endless_failure()
 
+    def _directions(self) -> list[StudyDirection]:
+        from optuna.study import StudyDirection
+
+        search, suite, guard = self.experiment.search, self.experiment.suite, self.experiment.guard
+        cost = [is_less_better(name, suite, guard) for name in search.objectives]
+        return [StudyDirection.MINIMIZE if less else StudyDirection.MAXIMIZE for less in cost]
+
     def _replay(self) -> None:
         """Everything the journal holds, told again in its order: the sampler and the race stand where they stood."""
         if self.copy is not None:
             self.copy.begin(self.journal.directions, self.journal.trials())
         for trial in self.journal.trials():
             self.study.add_trial(trial)
+            self._told.append(trial)
             outcome = self._read_trial(trial)
             self.outcomes.append(outcome)
             self.watch.scored(outcome, self._best())
         self.record.keep_trials({outcome.name for outcome in self.outcomes})
 
     def _read_trial(self, trial: FrozenTrial) -> Outcome:
-        folder, recipe = trial.user_attrs["folder"], self._built(trial.params)
+        folder, recipe = trial.user_attrs["folder"], self.stages.built(trial.params)
         outcome = self._stored(f"trials/{folder}", folder, recipe)
         if outcome is None:
             raise StudyError(
@@ -291,29 +308,34 @@ class Loop:
             )
         return outcome
 
-    def _built(self, params: Mapping[str, Any]) -> Recipe:
-        """The recipe of these parameters, or of the start where they make none."""
-        try:
-            return self.experiment.space.build(params)
-        except EvomergeError:
-            return self.experiment.space.build(self.experiment.space.start())
-
     def _proposals(self) -> Iterator[Life[tuple[Trial, Outcome]]]:
         proposed = len(self.outcomes)
         # numbers of what several workers had in hand when they were killed are not given again: a folder keeps its name
         number = 1 + max((int(outcome.name.split("-")[0]) for outcome in self.outcomes), default=-1)
-        while proposed < self.experiment.search.trials and self._time_left():
+        while proposed < self.experiment.search.trials and self._time_left() and not self._accepted():
             proposed += 1
             with self._own_time():
-                trial = ask(self.study, self.distributions)
+                self._advance()
+                trial = ask(self.study, self.stages.distributions)
             yield self._trial(trial, number)
             number += 1
 
+    def _advance(self) -> None:
+        """To the second stage, if it is due."""
+        if not self.experiment.search.refine:
+            return
+        budget = self.experiment.search.budget
+        spent = self.clock.elapsed() / budget if budget else 0.0
+        params = [trial.params for trial in self._told]
+        if self.stages.advance(self.outcomes, params, spent):
+            self.study.sampler = self.stages.sampler
+            self.watch.phase("trials, layer by layer", self.experiment.search.trials - len(self.outcomes))
+
     def _trial(self, trial: Trial, number: int) -> Life[tuple[Trial, Outcome]]:
         try:
-            recipe = self.experiment.space.build(trial.params)
+            recipe = self.stages.build(trial.params)
         except EvomergeError as error:
-            return trial, Outcome(f"{number:04d}-invalid", self._built(trial.params), "failed", reason=str(error))
+            return trial, Outcome(f"{number:04d}-invalid", self.stages.built(trial.params), "failed", reason=str(error))
         name = f"{number:04d}-{recipe.key()[:8]}"
         seen = next((o for o in self.outcomes if o.name[5:] == name[5:] and o.state != "failed"), None)
         if seen is not None:
@@ -325,15 +347,49 @@ class Loop:
         self.record.write_scored(f"trials/{outcome.name}", outcome.recipe, outcome.scores, outcome.to_data())
         trial.set_user_attr("folder", outcome.name)
         trial.set_user_attr("state", outcome.state)
+        if getattr(self.study.sampler, "wants_documents", False) and outcome.state != "failed":
+            trial.set_user_attr("documents", self._answers(outcome))
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
-        ended = tell(self.study, trial, None if outcome.state == "failed" else outcome.told)
+        told = list(outcome.objectives.values()) or outcome.told
+        ended = tell(self.study, trial, None if outcome.state == "failed" else told)
+        self._told.append(ended)
         self.journal.append(ended)
         if self.copy is not None:
             self.copy.append(ended)
         self._write_clock()
         self.outcomes.append(outcome)
         self.watch.scored(outcome, self._best())
+
+    def _answers(self, outcome: Outcome) -> list[float]:
+        """Its scores on the targets' documents of the first rung, on which every trial has some."""
+        first = {task: docs for task, docs in self.splits.rung(0).items() if task in self.experiment.suite.tasks}
+        return [row.value for row in outcome.scores.select(first).rows]
+
+    def _accepted(self) -> bool:
+        """Whether a trial is shown to be better than the parent that `search.anytime` names: then no more are needed."""
+        anytime, order, weights = self.arena.anytime, self.splits.search, self.experiment.suite.tasks
+        for k in range(self._judged, len(self.outcomes) if anytime.accept else 0):
+            outcome, self._judged = self.outcomes[k], k + 1
+            usable = outcome.feasible and outcome.state == "survived"
+            if usable and anytime.is_accepted(k + 1, outcome.scores, self.arena.parents, weights, order):
+                self.record.write_json(ACCEPTED, {"trial": outcome.name, "said": anytime.said(outcome.name, k + 1)})
+                self.watch.phase(f"accepted early: {outcome.name}", None)
+                self._judged = k  # it stays accepted
+                return True
+        return False
+
+    def _attribute(self) -> None:
+        """What each delta is worth to the best trials, on search documents."""
+        best = finalists(self.outcomes, self.experiment.search.attribution, len(self.splits.rungs) - 1)
+        if not best or not self.experiment.search.attribution:
+            return
+        targets = self.experiment.suite.tasks
+        documents = {task: docs for task, docs in self.splits.rung(len(self.splits.rungs) - 1).items() if task in targets}
+        references = self.arena.references if self.experiment.suite.aggregate == "relative" else None
+        self.watch.phase("attribution", None)
+        judge = Judge(self.experiment, references)
+        attribute(best, self.stages.layers, documents, judge, self.executor, self.record)
 
     def _refuse_endless_failure(self) -> None:
         last = self.outcomes[-FAILURES_IN_A_ROW:]
@@ -351,10 +407,10 @@ class Loop:
             self.arena.race.restore(arrival, decision)
         if not notes["healed"]:
             recipe = replace(recipe, heal=None)
-        kept = {key: notes[key] for key in ("state", "rung", "told", "constraints", "seconds", "reason")}
+        noted = {key: notes[key] for key in ("state", "rung", "told", "constraints", "seconds", "reason")}
         estimate = self.arena.estimate(scores) if len(scores) else None
-        distances = notes.get("distances", {})
-        return Outcome(name, recipe, scores=scores, estimate=estimate, arrivals=arrivals, distances=distances, **kept)
+        known = {key: notes.get(key, {}) for key in ("distances", "objectives")}
+        return Outcome(name, recipe, scores=scores, estimate=estimate, arrivals=arrivals, **known, **noted)
 
     def _best(self) -> float | None:
         values = [o.estimate.value for o in self.outcomes if o.feasible and o.state == "survived" and o.estimate]

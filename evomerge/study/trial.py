@@ -12,10 +12,12 @@ from evomerge.guards.ledger import Ledger
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
+from evomerge.study.anytime import Anytime
 from evomerge.study.estimate import Estimate, estimate
 from evomerge.study.executor import Job, Life, Result
 from evomerge.study.experiment import Experiment
 from evomerge.study.line import steering
+from evomerge.study.objectives import PARAMETERS, TARGET, is_less_better, objective_values
 from evomerge.study.race import Arrival, Decision, Race
 
 State = Literal["survived", "stopped", "failed"]
@@ -59,6 +61,27 @@ class Arena:
             weights=suite.tasks,
             references=self.references if suite.aggregate == "relative" else None,
         )
+
+    def objectives(self, estimate: Estimate, scores: Scores, distances: Mapping[str, float]) -> dict[str, float]:
+        """The value of each of several objectives; nothing where the aggregate is the only one."""
+        names = self.experiment.search.objectives
+        if names == (TARGET,):
+            return {}
+        return objective_values(names, estimate, scores, self.base, distances, self.experiment.suite)
+
+    def signed(self, objectives: Mapping[str, float]) -> tuple[float, ...] | None:
+        """The same with costs negated: more is better in every place."""
+        suite, guard = self.experiment.suite, self.experiment.guard
+        return tuple(-v if is_less_better(name, suite, guard) else v for name, v in objectives.items()) or None
+
+    @property
+    def anytime(self) -> Anytime:
+        return self.experiment.search.anytime or Anytime(drop=False)
+
+    def is_worse(self, scores: Scores) -> bool:
+        """Whether documents so far show that the candidate is worse than the parent that `search.anytime` names."""
+        order = self.splits.search
+        return self.anytime.drop and self.anytime.is_worse(scores, self.parents, self.experiment.suite.tasks, order)
 
     @cached_property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -105,6 +128,7 @@ class Outcome:
     arrivals: tuple[tuple[Arrival, Decision], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
     reason: str = ""
+    objectives: Mapping[str, float] = field(default_factory=dict, hash=False)  # where there are several
 
     @property
     def feasible(self) -> bool:
@@ -125,9 +149,10 @@ class Outcome:
             "told": self.told,
             "constraints": dict(self.constraints),
             "distances": dict(self.distances),
+            **({"objectives": dict(self.objectives)} if self.objectives else {}),
             "documents": self.documents,
             "healed": self.recipe.heal is not None,
-            "arrivals": [[vars(arrival), vars(decision)] for arrival, decision in self.arrivals],
+            "arrivals": [[_plain(arrival), vars(decision)] for arrival, decision in self.arrivals],
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
 
@@ -160,6 +185,8 @@ def climb(name: str, recipe: Recipe, arena: Arena, *, until: int | None = None) 
         outcome = _scored(outcome, (yield job), rung, arena, arena.experiment.search.heal_eta if rung == until else None)
         if outcome.arrivals[-1][1].reason in ("behind", "guard"):
             return replace(outcome, state="stopped", reason=outcome.arrivals[-1][1].reason)
+        if arena.is_worse(outcome.scores):
+            return replace(outcome, state="stopped", reason=f"shown to be worse than {arena.anytime.against}")
     return outcome
 
 
@@ -170,9 +197,10 @@ def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena, eta: floa
     scores = outcome.scores + result.scores
     distances = {**outcome.distances, **result.distances}
     estimate = arena.estimate(scores)
+    objectives = arena.objectives(estimate, scores, distances)
     healed, violated = outcome.recipe.heal is not None, arena.violated(scores, distances)
-    objective = estimate.value - arena.experiment.guard.price(distances)
-    arrival = Arrival(outcome.name, rung, objective, violated=violated, healed=healed, eta=eta)
+    objective, values = estimate.value - arena.experiment.guard.price(distances), arena.signed(objectives)
+    arrival = Arrival(outcome.name, rung, objective, violated=violated, healed=healed, eta=eta, values=values)
     decision = arena.race.arrive(arrival)
     return replace(
         outcome,
@@ -180,6 +208,7 @@ def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena, eta: floa
         scores=scores,
         distances=distances,
         estimate=estimate,
+        objectives=objectives,
         told=objective if decision.told is None else decision.told,
         constraints=arena.constraints(scores, distances),
         arrivals=(*outcome.arrivals, (arrival, decision)),
@@ -194,7 +223,12 @@ def _new(documents: Mapping[str, Sequence[int]], scores: Scores) -> dict[str, li
 
 
 def _unmeasured(arena: Arena, outcome: Outcome) -> bool:
-    return arena.experiment.guard.measures and not outcome.distances
+    wanted = arena.experiment.guard.measures or PARAMETERS in arena.experiment.search.objectives
+    return wanted and not outcome.distances
+
+
+def _plain(arrival: Arrival) -> dict[str, Any]:
+    return {name: value for name, value in vars(arrival).items() if name != "values" or value is not None}
 
 
 def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:

@@ -27,6 +27,7 @@ SPACE = {
 }
 FLOATS = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(4)}
 WIDE = {f"x{i:03d}": FloatDistribution(0.0, 1.0) for i in range(101)} | {"layers": IntDistribution(1, 6)}
+CHOICES = {f"c{i}": CategoricalDistribution((0, 1, 2)) for i in range(6)}  # none is a number
 
 # name, options, space, trials: small populations and start-ups, so that each sampler is past its random beginning
 CASES = {
@@ -39,6 +40,12 @@ CASES = {
     "tpe": ("tpe", {"n_startup_trials": 5}, SPACE, 24),
     "gp": ("gp", {"n_startup_trials": 3}, {"weight": SPACE["weight"], "choice": SPACE["choice"]}, 7),
     "nsga2": ("nsga2", {"population_size": 5}, SPACE, 40),
+    "nsga3": ("nsga3", {"population_size": 5}, SPACE, 40),
+    "cmaes choices": ("cmaes", {"population": 4}, CHOICES, 40),
+    "niches": ("niches", {"archive": 6}, SPACE, 40),
+    "portfolio": ("portfolio", {}, SPACE, 40),
+    "portfolio of others": ("portfolio", {"arms": ["tpe", "random"], "start": [{"weight": 0.3}, {"weight": 0.6}]}, SPACE, 24),
+    "auto": ("auto", {"trials": 200}, SPACE, 40),
     "qmc": ("qmc", {}, SPACE, 20),
     "random": ("random", {}, SPACE, 20),
     "foreign": ("optuna.samplers:NSGAIIISampler", {"population_size": 4}, SPACE, 12),
@@ -67,6 +74,7 @@ def finish(study, trial):
     """Most trials succeed, some violate a constraint, some fail."""
     if trial.number % 7 == 3:
         return study.tell(trial, state=TrialState.FAIL)
+    trial.set_user_attr("documents", [float(x > 0.5) for x in trial.params.values() if isinstance(x, float)])  # for niches
     trial.set_constraint("guard", next(iter(trial.params.values())) - 0.8)
     return study.tell(trial, [value(trial.params)] * len(study.directions))
 
@@ -110,7 +118,7 @@ def test_the_restarted_case_restarts():
     assert study.sampler._replays[0].evolution.restarts == 1
 
 
-@pytest.mark.parametrize("case", ["cmaes", "tpe", "nsga2"])
+@pytest.mark.parametrize("case", ["cmaes", "tpe", "nsga2", "nsga3"])
 def test_killed_after_every_single_trial(case):
     """Nothing is rebuilt from what an earlier process left in memory, and what each adds is enough for the next."""
     space, count = CASES[case][2:]
@@ -123,7 +131,7 @@ def test_killed_after_every_single_trial(case):
     assert proposals(trials) == proposals(whole)
 
 
-@pytest.mark.parametrize("case", ["cmaes", "tpe", "nsga2"])
+@pytest.mark.parametrize("case", ["cmaes", "tpe", "nsga2", "nsga3"])
 def test_one_resumed_study_goes_on_to_the_same_end(case):
     space, count = CASES[case][2:]
     whole = go(study_of(sampler_of(case)), space, count)
@@ -133,7 +141,7 @@ def test_one_resumed_study_goes_on_to_the_same_end(case):
     assert proposals(resumed) == proposals(whole)
 
 
-NAMES = ["cmaes", "tpe", "gp", "nsga2", "qmc", "random"]
+NAMES = ["auto", "cmaes", "tpe", "gp", "nsga2", "nsga3", "niches", "portfolio", "qmc", "random"]
 
 
 def finish_in_this_process(path):
@@ -163,7 +171,9 @@ def test_another_process_goes_on_with_the_same_proposals(tmp_path, request):
     assert json.loads(done.stdout) == {name: proposals(trials) for name, trials in whole.items()}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "cmaes from several"])  # its first are no draws
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case not in ("cmaes from several", "portfolio of others")]
+)  # first no draws
 def test_the_seed_decides(case):
     space, count = CASES[case][2:]
     one, again, other = (proposals(go(study_of(sampler_of(case, seed)), space, min(count, 8))) for seed in (1, 1, 2))
@@ -173,7 +183,7 @@ def test_the_seed_decides(case):
     assert one[-1] != other[-1]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("nsga2", "foreign")])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("nsga2", "nsga3", "foreign", "cmaes choices")])
 def test_no_proposal_comes_twice_and_all_lie_in_the_space(case):
     space, count = CASES[case][2:]
     trials = go(study_of(sampler_of(case)), space, count)
@@ -241,7 +251,7 @@ def test_a_plain_objective_works_by_itself(kind, direction):
     assert len({trial.params["x"] for trial in study.trials}) > 9  # the end of a range may come twice
 
 
-@pytest.mark.parametrize("case", ["tpe", "gp", "nsga2", "qmc", "random"])
+@pytest.mark.parametrize("case", ["tpe", "gp", "nsga2", "niches", "portfolio", "qmc", "random"])
 def test_the_start_is_the_first_proposal_and_only_the_first(case):
     space = CASES[case][2]
     start = {"weight": 0.25, "choice": 2}
@@ -253,7 +263,7 @@ def test_the_start_is_the_first_proposal_and_only_the_first(case):
     assert {name: second[name] for name in start} != start
 
 
-@pytest.mark.parametrize("case", ["cmaes", "tpe", "gp", "nsga2", "qmc", "random"])
+@pytest.mark.parametrize("case", ["cmaes", "tpe", "gp", "nsga2", "niches", "portfolio", "qmc", "random"])
 def test_several_starts_are_the_first_proposals_in_their_order(case):
     space = CASES[case][2]
     starts = [{"weight": 0.25, "choice": 2}, {"weight": 0.75, "choice": 0}]
@@ -290,7 +300,7 @@ def test_borrowed_samplers_see_no_trial_outside_the_space(case):
     assert [trial.number for trial in seen] == [inside.number, running.number]
 
 
-@pytest.mark.parametrize("case", ["tpe", "gp", "nsga2"])
+@pytest.mark.parametrize("case", ["tpe", "gp", "nsga2", "nsga3"])
 def test_several_objectives_under_a_constraint(case):
     """x against 1 - x², where x may not pass one half."""
     name, options, _, count = CASES[case]
@@ -372,6 +382,8 @@ def test_an_enqueued_trial_is_tried_and_told():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("portfolio", {"arms": ["tep"]}, "no arm 'tep'"),
+        ("niches", {"archive": 1}, "needs a mate"),
         ("cmae", {}, "'cmae' is not known; did you mean 'cmaes'"),
         ("nowhere:Sampler", {}, "cannot be imported"),
         ("optuna.samplers:Sampler", {}, "cannot be imported"),

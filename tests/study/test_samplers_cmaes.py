@@ -51,7 +51,7 @@ def test_without_constraints_and_steps_it_is_plain_cma_es(dims, plain):
 
 def test_with_steps_it_is_cma_es_with_margin():
     """The distribution learns from the points before rounding, which only the trial's attributes keep."""
-    space = {"a": FloatDistribution(0.0, 1.0), "b": IntDistribution(0, 4), "c": CategoricalDistribution((0, 1))}
+    space = {"a": FloatDistribution(0.0, 1.0), "b": IntDistribution(0, 4), "c": IntDistribution(0, 1)}
     study = study_of(space, population=6)
     bounds = np.array([[0.0, 1.0], [0.1, 0.9], [0.25, 0.75]])
     reference = CMAwM(np.full(3, 0.5), 1 / 6, bounds=bounds, steps=np.array([0.0, 0.2, 0.5]), population_size=6)
@@ -93,6 +93,36 @@ def test_it_finds_the_best_step_and_choice():
     assert study.best_params["k"] == 6
     assert study.best_params["c"] == "c"
     assert study.best_params["x"] == pytest.approx(0.7, abs=1e-3)
+
+
+def test_no_option_of_a_choice_lies_between_others():
+    """With the middle of the cube as its start, a step in the middle is proposed most; an option in the middle is not."""
+    space = {"x": FloatDistribution(0.0, 1.0), "c": CategoricalDistribution("abcde"), "k": IntDistribution(0, 4)}
+    study = study_of(space)
+
+    asked = [study.ask(space).params for _ in range(500)]
+
+    for option in "abcde":
+        assert 70 < sum(params["c"] == option for params in asked) < 130
+    assert sum(params["k"] == 2 for params in asked) > 180
+
+
+@pytest.mark.parametrize("order", ["abcdefg", "gadcfbe"])
+def test_the_best_option_is_learned_wherever_it_stands_and_none_is_given_up(order):
+    """The two best are as far apart as can be, and those beside them are the worst."""
+    space = {"x": FloatDistribution(0.0, 1.0), "c": CategoricalDistribution(order), "d": CategoricalDistribution(order)}
+    worth = dict(zip("abcdefg", (0.9, 0.0, 0.2, 0.3, 0.2, 0.0, 1.0), strict=True))
+    study = study_of(space, direction="maximize", population=8)
+
+    for _ in range(240):
+        trial = study.ask(space)
+        study.tell(trial, worth[trial.params["c"]] + worth[trial.params["d"]] - abs(trial.params["x"] - 0.3))
+
+    late = [trial.params for trial in study.trials[-80:]]
+    for name in ("c", "d"):
+        assert sum(worth[params[name]] >= 0.9 for params in late) > 60
+        assert any(worth[params[name]] < 0.9 for params in late)
+    assert study.best_params["x"] == pytest.approx(0.3, abs=0.05)
 
 
 def test_a_logarithmic_range_is_searched_in_its_logarithm():

@@ -12,14 +12,24 @@ from optuna.samplers import BaseSampler
 from evomerge.document import nearest
 from evomerge.errors import RecipeError
 
-from .borrowed import Borrowed, Gp, Nsga2, Tpe
+from .auto import Auto, Pick, pick
+from .borrowed import Borrowed, Gp, Tpe
 from .cma_es import CmaEs
+from .genetic import Nsga2, Nsga3
+from .niches import Niches
+from .portfolio import Portfolio
 from .seeded import Seeded, Start
 from .uniform import Qmc, Random
 
-SAMPLERS: dict[str, type[Seeded]] = {"cmaes": CmaEs, "tpe": Tpe, "gp": Gp, "nsga2": Nsga2, "qmc": Qmc, "random": Random}
+SAMPLERS: dict[str, type[Seeded]] = {
+    "auto": Auto, "cmaes": CmaEs, "tpe": Tpe, "gp": Gp, "nsga2": Nsga2, "nsga3": Nsga3, "niches": Niches,
+    "portfolio": Portfolio, "qmc": Qmc, "random": Random,
+}  # fmt: skip
 
-__all__ = ["SAMPLERS", "Borrowed", "CmaEs", "Gp", "Nsga2", "Qmc", "Random", "Seeded", "Tpe", "make_sampler"]
+__all__ = [
+    "SAMPLERS", "Auto", "Borrowed", "CmaEs", "Gp", "Niches", "Nsga2", "Nsga3", "Pick", "Portfolio", "Qmc", "Random", "Seeded",
+    "Tpe", "make_sampler", "pick",
+]  # fmt: skip
 
 
 def make_sampler(

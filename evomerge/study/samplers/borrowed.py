@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from .cube import Cube
 from .seeded import Seeded, Space, Start, seed_for
+from .uniform import Qmc
 
 
 class Borrowed(Seeded):
     """Any sampler of Optuna's kind that takes a `seed`; further options go to its constructor."""
 
     make: Callable[..., BaseSampler]
+    quasi_random = False  # whether a Sobol sequence takes the place of the random points that it would begin with
 
     def __init__(
         self,
@@ -38,10 +40,13 @@ class Borrowed(Seeded):
 
     def _fresh(self, *place: int | str) -> BaseSampler:
         seeded = {"seed": seed_for(self.seed, *place)} if "seed" in inspect.signature(self._make).parameters else {}
-        return self._make(**seeded, **self._options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # tests hold whatever of Optuna's is used here
+            return self._make(**seeded, **self._options)
 
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
-        return self._fresh(self.draw(study, trial)).sample_relative(self._view(study, space), trial, space)
+        proposal = self._fresh(self.draw(study, trial)).sample_relative(self._view(study, space), trial, space)
+        return proposal or (Qmc(seed=self.seed).propose(study, trial, space) if self.quasi_random else {})
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         start = self.beginning(study, trial, [param_name])
@@ -64,10 +69,7 @@ class Borrowed(Seeded):
 class Filled(Borrowed):
     """A sampler that proposes nothing at first, and then leaves out some: those are uniform, and drawn without a sampler each."""
 
-    def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
-        if found := super().propose(study, trial, space):
-            return found
-        return Cube(space).params(np.random.default_rng(seed_for(self.seed, self.draw(study, trial))).random(len(space)))
+    quasi_random = True
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         return Seeded.sample_independent(self, study, trial, param_name, param_distribution)
@@ -106,34 +108,13 @@ def _ordered(trial: FrozenTrial) -> FrozenTrial:
 class Tpe(Borrowed):
     """Tree-structured Parzen estimators (Bergstra et al., 2011), multivariate; takes constraints and several objectives."""
 
-    make = TPESampler
+    make, quasi_random = TPESampler, True
 
 
 class Gp(Borrowed):
-    """A Gaussian process with expected improvement; a second or two a trial, and often worth it below 100 trials."""
+    """A Gaussian process with expected improvement; a second or two a trial, and often worth it below 150 trials."""
 
-    make = GPSampler
+    make, quasi_random = GPSampler, True
 
     def _view(self, study: Study, names: Collection[str]) -> Study:
         return cast(Study, AlignedView(study, names))
-
-
-class SteadyNsga2(NSGAIISampler):
-    """NSGA-II whose parents come in the order of their numbers.
-
-    Optuna hands out a generation's parents in order of rank when it first selects them and in order of number when it finds them
-    in the study's attributes: a resumed study would select anew and cross other parents.
-    """
-
-    def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
-        known = study._storage.get_study_system_attrs(study._study_id)
-        for earlier in range(1, generation):  # from the first on, so that a resumed study does not recurse through all of them
-            if f"{self._get_parent_cache_key_prefix()}{earlier}" not in known:
-                super().get_parent_population(study, earlier)
-        return sorted(super().get_parent_population(study, generation), key=lambda parent: parent.number)
-
-
-class Nsga2(Filled):
-    """NSGA-II (Deb et al., 2002): the Pareto front of several objectives, under constraints."""
-
-    make = SteadyNsga2

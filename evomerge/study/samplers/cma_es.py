@@ -1,4 +1,4 @@
-"""CMA-ES on the `cmaes` package: constraints, steps and choices, results in the order of their arrival, exact resumption.
+"""CMA-ES on the `cmaes` package: constraints, steps, choices, results in the order of their arrival, exact resumption.
 
 Optuna's own CmaEsSampler ignores constraints and starts again from nothing when trials are copied without their attributes.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -19,7 +19,7 @@ from .cube import Cube, Vector
 from .evolution import Asked, Evolution, Settings, Told
 from .seeded import Seeded, Space, Start, seed_for
 
-ASKED = "cmaes:asked"  # on a trial: the run that asked for it, and its steps and choices before rounding
+ASKED = "cmaes:asked"  # on a trial: the run that asked for it, and its steps before rounding
 ARRIVAL = "cmaes:arrival"  # on a trial: how many had finished before it; with several workers not the order of numbers
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -44,16 +44,18 @@ class CmaEs(Seeded):
 
         study = optuna.create_study(sampler=CmaEs(seed=1))
 
-    Infeasible trials rank behind all feasible ones, by the sum of their violations. Failed trials are skipped.
+    Infeasible trials rank behind all feasible ones, by the sum of their violations. Failed trials are skipped. Options of a
+    choice have no order: each has a probability of its own, beside the normal distribution of the numbers.
     A distribution that has collapsed begins again somewhere else. Of several beginnings each is proposed first, and what was
     told of them so far says where the distribution is begun.
 
     Args:
-        seed, space, start: as for every sampler. Without a start it is the middle, for choices always.
+        seed, space, start: as for every sampler. Without a start it is the middle; options begin equally likely.
         sigma: the first standard deviation, in widths of the ranges.
         population: how many results move the distribution; 4 + 3 ln n by default.
         lr_adapt: smaller steps where the noise is large; for budgets of thousands of trials.
         collapsed: a largest standard deviation below this ends a run.
+        scales: factors of the first standard deviation, by name; 1 where there is none.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class CmaEs(Seeded):
         population: int | None = None,
         lr_adapt: bool = False,
         collapsed: float = 1e-4,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(seed=seed, space=space, start=start)
+        self.scales = dict(scales or {})
         self.sigma, self.population, self.lr_adapt, self.collapsed = sigma, population, lr_adapt, collapsed
         self._replays: list[Replay] = []  # a stack: pop and append are atomic, so threads take different ones
 
@@ -122,14 +126,15 @@ class CmaEs(Seeded):
         return self.starts[min(tried)[2]] if tried else next(iter(self.starts), {})
 
     def _settings(self, cube: Cube, start: Mapping[str, Any]) -> Settings:
-        near = {k: v for k, v in start.items() if not isinstance(cube.space.get(k), CategoricalDistribution)}
         population = self.population or 4 + math.floor(3 * math.log(len(cube)))
-        mean, cells = tuple(cube.point(near).tolist()), tuple(cube.cells.tolist())
-        return Settings(mean, cells, self.seed, self.sigma, population, self.lr_adapt, self.collapsed)
+        mean, cells = tuple(cube.point(start).tolist()), tuple(cube.steps.tolist())
+        options = tuple(cube.options.tolist()) if cube.options.any() else ()
+        scales = tuple(self.scales.get(name, 1.0) for name in cube.space) if self.scales else ()
+        return Settings(mean, cells, self.seed, self.sigma, population, self.lr_adapt, self.collapsed, options, scales)
 
 
 def _unrounded(cube: Cube, asked: Asked) -> dict[str, float]:
-    return {name: float(x) for name, x, cells in zip(cube.space, asked.raw, cube.cells, strict=True) if cells}
+    return {name: float(x) for name, x, cells in zip(cube.space, asked.raw, cube.steps, strict=True) if cells}
 
 
 def _told(trial: FrozenTrial, cube: Cube, sign: float) -> Told:

@@ -24,9 +24,15 @@ class Cube:
         return len(self.space)
 
     @cached_property
-    def cells(self) -> NDArray[np.int64]:
-        """How many values each axis has; 0 for a continuum."""
-        return np.array([_cells(distribution) for distribution in self.space.values()], dtype=np.int64)
+    def steps(self) -> NDArray[np.int64]:
+        """How many values each axis of steps has; 0 for a continuum, and for a choice."""
+        return np.where(self.options > 0, 0, [_cells(distribution) for distribution in self.space.values()]).astype(np.int64)
+
+    @cached_property
+    def options(self) -> NDArray[np.int64]:
+        """How many options each choice has; 0 for a number."""
+        kinds = self.space.values()
+        return np.array([len(d.choices) if isinstance(d, CategoricalDistribution) else 0 for d in kinds], dtype=np.int64)
 
     def point(self, params: Mapping[str, Any]) -> Vector:
         """Where these parameters lie; a step or a choice at the centre of its cell, a name that is missing in the middle."""

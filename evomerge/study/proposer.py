@@ -1,0 +1,55 @@
+"""Who proposes the trials of an experiment: the sampler that it names, or the one that `auto` picks, kept for the whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evomerge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from evomerge.study.experiment import Experiment
+    from evomerge.study.record import Record
+    from evomerge.study.samplers import Pick
+
+FILE = "sampler.json"  # written by `auto` alone
+SINGLE = ("cmaes", "niches", "portfolio")  # samplers of one objective
+HURRIED = 15.0  # seconds of budget a trial below which a sampler must not take seconds itself
+
+
+def picked(experiment: Experiment, record: Record | None = None) -> Pick | None:
+    """What `auto` picks for the experiment; None where it names a sampler. A study keeps its first pick, however many trials
+    it is asked for later."""
+    from evomerge.study.samplers import Pick, pick
+
+    search = experiment.search
+    if search.sampler != "auto":
+        return None
+    if record and (known := record.read_json(FILE)):
+        return Pick(**known)
+    hurried = search.budget is not None and search.budget / search.trials < HURRIED
+    found = pick(experiment.space.distributions(), len(search.objectives), search.trials, hurried=hurried)
+    if record:
+        record.write_json(FILE, {"name": found.name, "reason": found.reason, "options": dict(found.options)})
+    return found
+
+
+def sampler_of(experiment: Experiment, record: Record | None = None, starts: Sequence[Mapping[str, Any]] = ()) -> Any:
+    """The experiment's sampler, with beginnings beside those of the space.
+
+    Raises RecipeError where there is none of that name, or it takes no such option.
+    """
+    from evomerge.study.samplers import make_sampler
+
+    search, space, found = experiment.search, experiment.space, picked(experiment, record)
+    if len(search.objectives) > 1 and search.sampler in SINGLE:
+        raise RecipeError(f"search.sampler: {search.sampler} takes one objective; name auto, nsga2, nsga3 or tpe for several")
+    name, options = (found.name, dict(found.options)) if found else (search.sampler, {})
+    if search.prior != "none" and search.sampler not in ("auto", "cmaes"):
+        raise RecipeError(f"search.prior: belongs to cmaes, and {search.sampler} has no first step; leave it out")
+    known: dict[str, Any] = {"seed": search.seed, "space": space.distributions(), "start": [*space.starts(), *starts]}
+    if search.prior == "discrepancy" and name == "cmaes":
+        from evomerge.study.discrepancy import scales
+
+        options = {**options, "scales": scales(space)}
+    return make_sampler(name, **known, **{**options, **search.sampler_options})

@@ -1,0 +1,91 @@
+"""`auto`: what it picks, and that a study keeps what it picked."""
+
+import json
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from evomerge.report.outlook import outlook
+from evomerge.report.write import write_report
+from evomerge.study.samplers import SAMPLERS, Auto, CmaEs, Gp, make_sampler, pick
+from evomerge.study.search import search
+from tests.laboratory import change
+from tests.study.test_search import Interrupt, parameters
+
+
+def space_of(numbers, choices=0):
+    floats = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(numbers)}
+    return floats | {f"c{i}": CategoricalDistribution((0, 1, 2)) for i in range(choices)}
+
+
+@pytest.mark.parametrize(
+    ("space", "objectives", "trials", "hurried", "name", "reason"),
+    [
+        (space_of(12), 1, 400, False, "cmaes", "begins at the start"),
+        (space_of(12), 1, 100, False, "gp", "Gaussian process"),
+        (space_of(12), 1, 100, True, "cmaes", "milliseconds"),
+        (space_of(300), 1, 100, False, "cmaes", "diagonal"),
+        (space_of(3, 5), 1, 400, False, "tpe", "choices"),
+        (space_of(12), 2, 400, False, "nsga2", "2 objectives"),
+        (space_of(12), 2, 60, False, "tpe", "too few trials"),
+        (space_of(12), 5, 2000, False, "nsga3", "5 objectives"),
+        ({"only": CategoricalDistribution((0,)), **space_of(1)}, 1, 1000, False, "cmaes", "1 numbers, 0 choices"),
+    ],
+)
+def test_it_picks_by_dimensions_kinds_objectives_and_budget(space, objectives, trials, hurried, name, reason):
+    found = pick(space, objectives, trials, hurried=hurried)
+
+    assert found.name == name
+    assert reason in found.reason
+    make_sampler(found.name, seed=0, space=space, **found.options)
+
+
+def test_it_proposes_what_the_one_it_picks_would():
+    space = space_of(5)
+    for trials, kind in ((300, CmaEs), (5, Gp)):
+        auto, plain = (optuna.create_study(sampler=make(seed=4, space=space)) for make in (_auto(trials), kind))
+        for _ in range(4):
+            asked = [study.ask(space) for study in (auto, plain)]
+            assert asked[0].params == asked[1].params
+            for study, trial in zip((auto, plain), asked, strict=True):
+                study.tell(trial, sum(trial.params.values()))
+
+
+def _auto(trials):
+    return lambda **known: Auto(trials=trials, **known)
+
+
+def test_the_dry_run_the_progress_and_the_report_say_why(laboratory, capsys):
+    space = change(laboratory, search={"sampler": "auto", "budget": "60s"})
+    phases = []
+
+    class Watch(Interrupt):
+        def phase(self, name, total):
+            phases.append(name)
+
+    search(space, laboratory / "study", workers=1, trials=6, watch=Watch(1_000_000))
+    write_report(laboratory / "study")
+
+    said = "cmaes: 4 numbers, 0 choices, 6 trials: its proposals take milliseconds"
+    assert said in outlook(space, trials=6)
+    assert f"auto picks {said}" in phases
+    assert said in (laboratory / "study/report.md").read_text()
+
+
+def test_a_study_asked_for_more_trials_keeps_its_pick(laboratory):
+    space = change(laboratory, search={"sampler": "auto"})
+    search(space, laboratory / "study", workers=1, trials=4)
+    before = parameters(laboratory / "study")
+    search(space, laboratory / "study", workers=1, trials=6, resume=True)
+    search(change(laboratory, search={"sampler": "gp"}), laboratory / "other", workers=1, trials=6)
+
+    assert json.loads((laboratory / "study/sampler.json").read_text())["name"] == "gp"
+    assert parameters(laboratory / "study")[:4] == before
+    assert parameters(laboratory / "study") == parameters(laboratory / "other")
+
+
+def test_all_that_it_may_pick_are_in_the_table():
+    from evomerge.study.samplers.auto import KINDS
+
+    assert KINDS.items() <= SAMPLERS.items()
