@@ -57,7 +57,19 @@ def study(space: Path, out: Path, variant: str, seed: int, trials: int) -> float
     file, folder = family / f"{variant}-{trials}.yaml", family / f"{variant}-{trials}"
     data = {**experiment(read_yaml(space), family, variant, seed, trials), "root": str(space.parent.resolve())}
     file.write_text(dump_yaml(data), encoding="utf-8")
-    command = [sys.executable, "-m", "evomerge.cli", "search", str(file), "--out", str(folder), "--resume", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "evomerge.cli",
+        "search",
+        str(file),
+        "--out",
+        str(folder),
+        "--resume",
+        "--reopen",
+        "--workers",
+        "1",
+    ]
     if (code := subprocess.run([*command, "--log", "quiet"], stdout=subprocess.DEVNULL).returncode) not in (0, 3, 5):
         raise SystemExit(code)
     return tested(folder / "best/model/model.safetensors")

@@ -63,7 +63,7 @@ def run(space: Path, models: Path, out: Path, rival: str, documents: int) -> dic
     data = experiment(space, models, rival, documents)
     file, study = out / f"{rival}.yaml", out / rival
     file.write_text(dump_yaml(data), encoding="utf-8")
-    _python("search", str(file), "--out", str(study), "--resume", ends=(0, 3, 5))
+    _python("search", str(file), "--out", str(study), "--resume", "--reopen", ends=(0, 3, 5))
     return {name: unseen(study, data, out, best(study, limit)) for name, limit in marks(documents).items()}
 
 

@@ -77,8 +77,8 @@ def test_a_study_asked_for_more_trials_keeps_its_pick(laboratory):
     space = change(laboratory, search={"sampler": "auto"})
     search(space, laboratory / "study", workers=1, trials=4)
     before = parameters(laboratory / "study")
-    search(space, laboratory / "study", workers=1, trials=6, resume=True)
-    search(change(laboratory, search={"sampler": "gp"}), laboratory / "other", workers=1, trials=6)
+    search(space, laboratory / "study", workers=1, trials=6, resume=True, reopen=True)
+    search(change(laboratory, search={"sampler": "gp"}), laboratory / "other", workers=1, trials=6, reopen=True)
 
     assert json.loads((laboratory / "study/sampler.json").read_text())["name"] == "gp"
     assert parameters(laboratory / "study")[:4] == before

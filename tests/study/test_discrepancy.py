@@ -71,10 +71,10 @@ def test_a_study_with_a_prior_is_another_and_resumes_as_itself(laboratory):
     plain = laboratory / "plain"
     search(laboratory / "space.yaml", plain, workers=1, trials=6)
     space = change(laboratory, search={"prior": "discrepancy", "trials": 6})
-    search(space, laboratory / "whole", workers=1)
+    search(space, laboratory / "whole", workers=1, reopen=True)
     with pytest.raises(KeyboardInterrupt):
-        search(space, laboratory / "study", workers=1, watch=Interrupt(3))
-    search(space, laboratory / "study", workers=1, resume=True)
+        search(space, laboratory / "study", workers=1, reopen=True, watch=Interrupt(3))
+    search(space, laboratory / "study", workers=1, reopen=True, resume=True)
 
     assert parameters(laboratory / "study") == parameters(laboratory / "whole") != parameters(plain)
 

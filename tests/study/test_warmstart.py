@@ -47,8 +47,8 @@ def best(study):
 def test_a_study_begins_with_the_best_recipe_of_another(laboratory):
     search(laboratory / "space.yaml", laboratory / "first", workers=1)
     other = change(laboratory, search={"seed": 3, "trials": 8})
-    search(other, laboratory / "cold", workers=1)
-    search(other, laboratory / "warm", workers=1, warm_start=[laboratory / "first"])
+    search(other, laboratory / "cold", workers=1, reopen=True)
+    search(other, laboratory / "warm", workers=1, reopen=True, warm_start=[laboratory / "first"])
 
     start = best(laboratory / "warm")[0]
     assert start["start"] in parameters(laboratory / "first")
@@ -59,9 +59,9 @@ def test_a_study_begins_with_the_best_recipe_of_another(laboratory):
 
 def test_of_several_studies_each_best_and_their_median_are_tried_first(laboratory):
     for seed in (0, 1, 2):
-        search(change(laboratory, search={"seed": seed, "trials": 8}), laboratory / f"study-{seed}", workers=1)
+        search(change(laboratory, search={"seed": seed, "trials": 8}), laboratory / f"study-{seed}", workers=1, reopen=True)
     dirs = [laboratory / f"study-{seed}" for seed in (0, 1, 2)]
-    search(change(laboratory, search={"seed": 9, "trials": 6}), laboratory / "warm", workers=1, warm_start=dirs)
+    search(change(laboratory, search={"seed": 9, "trials": 6}), laboratory / "warm", workers=1, reopen=True, warm_start=dirs)
 
     starts = [each["start"] for each in best(laboratory / "warm")]
     assert [each["trial"] for each in best(laboratory / "warm")][-1] == "median"
@@ -75,11 +75,11 @@ def test_of_several_studies_each_best_and_their_median_are_tried_first(laborator
 def test_a_resumed_study_needs_its_forerunner_no_more(laboratory):
     search(laboratory / "space.yaml", laboratory / "first", workers=1)
     other = change(laboratory, search={"seed": 3, "trials": 8})
-    search(other, laboratory / "whole", workers=1, warm_start=[laboratory / "first"])
+    search(other, laboratory / "whole", workers=1, reopen=True, warm_start=[laboratory / "first"])
     with pytest.raises(KeyboardInterrupt):
-        search(other, laboratory / "study", workers=1, warm_start=[laboratory / "first"], watch=Interrupt(1))
+        search(other, laboratory / "study", workers=1, reopen=True, warm_start=[laboratory / "first"], watch=Interrupt(1))
     (laboratory / "first").rename(laboratory / "gone")
-    search(other, laboratory / "study", workers=1, resume=True)
+    search(other, laboratory / "study", workers=1, reopen=True, resume=True)
 
     assert parameters(laboratory / "study") == parameters(laboratory / "whole")
 
@@ -87,9 +87,9 @@ def test_a_resumed_study_needs_its_forerunner_no_more(laboratory):
 def test_another_start_is_refused_and_so_is_a_study_with_nothing_to_give(laboratory):
     search(laboratory / "space.yaml", laboratory / "first", workers=1)
     other = change(laboratory, search={"seed": 3, "trials": 4})
-    search(other, laboratory / "study", workers=1)
+    search(other, laboratory / "study", workers=1, reopen=True)
 
     with pytest.raises(StudyError, match="was begun without --warm-start"):
-        search(other, laboratory / "study", workers=1, trials=5, resume=True, warm_start=[laboratory / "first"])
+        search(other, laboratory / "study", workers=1, reopen=True, trials=5, resume=True, warm_start=[laboratory / "first"])
     with pytest.raises(StudyError, match="holds no study with trials"):
-        search(other, laboratory / "third", workers=1, warm_start=[laboratory / "nowhere"])
+        search(other, laboratory / "third", workers=1, reopen=True, warm_start=[laboratory / "nowhere"])

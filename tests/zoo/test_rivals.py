@@ -80,6 +80,6 @@ def test_every_rival_runs_in_the_laboratory(laboratory):
     for rival, block in RIVALS.items():
         data = {**space, "search": {"sampler": "cmaes", "trials": 4, "baselines": False, "eta": 1, **block}}
         (laboratory / f"{rival}.yaml").write_text(dump_yaml(data))
-        search(laboratory / f"{rival}.yaml", laboratory / rival, workers=1)
+        search(laboratory / f"{rival}.yaml", laboratory / rival, workers=1, reopen=True)
         assert len(list((laboratory / rival / "trials").iterdir())) == 4
         assert Space.from_data(space["recipe"], Place("x"), laboratory)
