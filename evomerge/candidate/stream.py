@@ -230,8 +230,8 @@ class Sources:
             return kept
         # in a stack random masks are drawn by the name in the first model: a layer that stands twice has the same ones
         place = Place(recipe.seed, step.name if step.origins is None else next(iter(keys.values()))[1], step.sources)
-        tensors = [self.read(*pair) for pair in keys.values()]
-        base, sources = (tensors[0], tuple(tensors[1:])) if "base" in keys else (None, tuple(tensors))
+        tensors = {role: self.read(*pair) for role, pair in keys.items()}
+        base, sources = tensors.get("base"), tuple(tensors[role] for role in step.sources if role in tensors)  # base among them too
         if self.resident and self.shelf.carries(keys.values()):
             return Inputs(base, sources, place, known=self._known.setdefault(key, {}))
         inputs = Inputs(base, sources, place, self.resident)
