@@ -119,7 +119,7 @@ def search(
 
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, or any file with a recipe in it.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe, any file with a recipe in it, or mergekit's YAML.")],
     out: Annotated[Path | None, typer.Option(help="The model directory to write; must not exist.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done with every tensor; read and write none.")
@@ -127,16 +127,46 @@ def merge(
 ) -> None:
     """Merge one recipe into a model directory."""
     from evomerge.candidate import merge as merging
-    from evomerge.recipe import Recipe
+    from evomerge.mergekit import read_recipe
 
+    given, notes = read_recipe(recipe)
+    for note in notes:
+        print(f"read differently: {note}", file=sys.stderr)
     if dry_run:
-        print(merging.describe_plan(merging.dry_run(Recipe.read(recipe))))
+        print(merging.describe_plan(merging.dry_run(given)))
         return
     if out is None:
         raise EvomergeError("merge: nowhere to write; add --out DIR, or --dry-run to see the plan")
     from evomerge.study.verbs import merge as run
 
-    print(f"written: {run(recipe, out)}")
+    print(f"written: {run(given, out)}")
+
+
+class Words(StrEnum):
+    mergekit = "mergekit"
+    evomerge = "evomerge"
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A recipe, mergekit's YAML, or a genome of mergekit-evolve.")],
+    to: Annotated[Words, typer.Option(help="In whose words.")],
+    out: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
+) -> None:
+    """Say a recipe in mergekit's words, or mergekit's file in ours; a genome of mergekit-evolve becomes a search space.
+
+    What mergekit has no words for is refused in one line, what is read differently is said on stderr.
+    """
+    from evomerge.mergekit import convert as run
+
+    text, notes = run(file, to.value)
+    for note in notes:
+        print(f"read differently: {note}", file=sys.stderr)
+    if out is None:
+        print(text, end="")
+        return
+    out.write_text(text, encoding="utf-8")
+    print(f"written: {out}")
 
 
 @app.command("eval")

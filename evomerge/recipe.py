@@ -144,8 +144,8 @@ class Curve:
 def _interpolate(points: tuple[float, ...], depth: float) -> float:
     place = depth * (len(points) - 1)
     left = min(int(place), max(len(points) - 2, 0))
-    if len(points) == 1 or place == left:
-        return points[left]
+    if len(points) == 1 or place in (left, left + 1):  # a control point itself, without the dust of an interpolation
+        return points[int(place)]
     return points[left] + (points[left + 1] - points[left]) * (place - left)
 
 

@@ -16,6 +16,7 @@ from evomerge.errors import StudyError
 from evomerge.guards.criteria import criteria, opponents, reference
 from evomerge.guards.ledger import Ledger
 from evomerge.guards.verdict import Verdict, together
+from evomerge.mergekit import expressed
 from evomerge.scoring import ScoringConfig
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
@@ -137,6 +138,9 @@ class Closing:
             if result.error:
                 raise StudyError(f"{outcome.name} cannot be written: {result.error}")
             self.record.write("best/recipe.yaml", recipe)
+            theirs, wordless = expressed(outcome.recipe)
+            if not wordless:
+                self.record.write("best/recipe.mergekit.yaml", theirs)
         return {f"model/{path.name}": _sha256(path) for path in sorted((directory / "model").iterdir())}
 
     def _seal(

@@ -20,6 +20,7 @@ from evomerge.guards.ledger import Ledger
 from evomerge.guards.verdict import together
 from evomerge.healing.healer import LONGEST_ROW, Healer
 from evomerge.healing.texts import read_texts
+from evomerge.mergekit import read_recipe
 from evomerge.recipe import Recipe, locate
 from evomerge.scoring.scores import Scores
 from evomerge.study.executor import Job, Result
@@ -35,7 +36,7 @@ def merge(recipe: Recipe | str | Path, out: str | Path, *, progress: Progress | 
 
     Raises EvomergeError on a recipe or sources that do not fit; then nothing is written.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)[0]
 
     def finish(_: Candidate, sources: Sources) -> Candidate:
         return Healer(sources)(recipe)
@@ -152,7 +153,7 @@ def _asked(lab: Lab, model: str | Path, documents: Mapping[str, Sequence[int]], 
 
 
 def _job(model: str | Path, documents: Mapping[str, Sequence[int]]) -> Job:
-    return Job(None, documents, model=Path(model)) if Path(model).is_dir() else Job(Recipe.read(model), documents)
+    return Job(None, documents, model=Path(model)) if Path(model).is_dir() else Job(read_recipe(model)[0], documents)
 
 
 def holds_scores(path: str | Path) -> bool:

@@ -1,0 +1,196 @@
+"""A mergekit file as a recipe, and a line for each thing that is read differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evomerge.document import Block, Place, nearest
+from evomerge.errors import RecipeError
+from evomerge.mergekit.models import Model, Models, layer_count
+from evomerge.mergekit.parameters import EITHER, OVER_MODELS, PARAMETERS
+from evomerge.mergekit.settings import Level, Reader
+from evomerge.mergekit.tokenizer import from_blocks
+from evomerge.recipe import DTYPES, Recipe
+
+TOP = (
+    "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype", "tokenizer_source",
+    "tokenizer", "chat_template",
+)  # fmt: skip
+COARSE = ("bfloat16", "float16")
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model in a slice: its layers, and its parameters there."""
+
+    model: Model
+    layers: tuple[int, int] | None
+    level: Level
+    place: Place
+
+
+def from_mergekit(data: Mapping[str, Any], place: Place, root: Path | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe of a mergekit file, and what is read differently, a line each. Raises RecipeError or DocumentError."""
+    file = _File(Block(data, place, TOP), Models(root))
+    recipe = Recipe.from_data(file.to_data(), place)
+    return recipe, list(file.notes())
+
+
+@dataclass
+class _File:
+    """A mergekit file on its way to a recipe."""
+
+    block: Block
+    models: Models
+    reader: Reader = field(init=False)
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        method = self.block.text("merge_method", among=tuple(PARAMETERS))
+        self.reader = Reader(method)
+        named = self.block.get("base_model", None)
+        self.base = None if named is None else self.models.read(named, self.place / "base_model")
+
+    @property
+    def place(self) -> Place:
+        return self.block.place
+
+    @property
+    def method(self) -> str:
+        return self.reader.method
+
+    def to_data(self) -> dict[str, Any]:
+        levels = [Level.of(self.block, self.method)]
+        inner = self._inner(levels)
+        slices = [self._slice(part, levels, listed="models" in inner) for part in self._parts(inner)]
+        leading = self.base or slices[0][0][0].model
+        self.models.names[leading] = "base"
+        whole = len(slices) == 1 and self._is_whole(slices[0][0])
+        merged = [self._merged(*part, whole=whole) for part in slices]
+        tokenizer = self._tokenizer()
+        body = {"rules": merged[0]["rules"]} if whole else {"rules": [], "slices": merged}
+        return {
+            "base": leading.to_data(), "sources": self._sources(leading), **body, "dtype": self._dtype(), **tokenizer,
+        }  # fmt: skip
+
+    def _sources(self, leading: Model) -> dict[str, Any]:
+        """The models beside the base; a copy of one model has it as its own source."""
+        name = Path(leading.adapter or leading.path).name
+        return self.models.sources() or {name if name != "base" else "model": leading.to_data()}
+
+    # --- models, slices or the one module: all become slices
+
+    def _inner(self, levels: list[Level]) -> Block:
+        given = [key for key in ("models", "slices", "modules") if self.block.get(key, None)]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise RecipeError(f"{self.place}: exactly one of models, slices and modules says what is merged; here is {found}")
+        if given != ["modules"]:
+            return self.block
+        modules = self.block.mapping("modules")
+        if len(modules) > 1:
+            names = ", ".join(modules)
+            raise RecipeError(f"{self.place / 'modules'}: several modules ({names}); write rules on their names instead")
+        name, module = next(iter(modules.items()))
+        inner = Block(module, self.place / "modules" / str(name), ["slices", "models", "parameters"])
+        levels.insert(0, Level.of(inner, self.method))
+        return inner
+
+    def _parts(self, inner: Block) -> Iterator[Block]:
+        if "models" not in inner:
+            for i, part in enumerate(inner.sequence("slices")):
+                yield Block(part, inner.place / "slices" / i, ["sources", "base_model", "residual_weight", "parameters"])
+            return
+        yield Block({"sources": inner.sequence("models")}, inner.place, ["sources"])
+
+    def _slice(self, part: Block, levels: Sequence[Level], *, listed: bool) -> tuple[list[Entry], list[Level]]:
+        if "residual_weight" in part:
+            raise RecipeError(f"{part.place}: mergekit 0.1.5 does nothing with 'residual_weight'; leave it out")
+        if "base_model" in part and self.models.read(part.get("base_model"), part.place / "base_model") != self.base:
+            raise RecipeError(f"{part.place / 'base_model'}: a slice with another base than the file's; merge it by itself first")
+        key = "models" if listed else "sources"
+        entries = [self._entry(item, part.place / key / i, ranged=not listed) for i, item in enumerate(part.sequence("sources"))]
+        if listed and self.base and self.base not in [entry.model for entry in entries]:
+            entries.append(Entry(self.base, None, Level({}, part.place), part.place))
+        models = [entry.model for entry in entries]
+        if twice := next((entry for i, entry in enumerate(entries) if entry.model in models[:i]), None):
+            raise RecipeError(
+                f"{twice.place}: {twice.model.path} stands twice in one slice, with the same parameters in mergekit"
+            )
+        own = [] if listed else [Level.of(part, self.method)]
+        return entries, [*own, *levels]
+
+    def _entry(self, data: object, place: Place, *, ranged: bool) -> Entry:
+        block = Block(data, place, ["model", "parameters", *["layer_range"] * ranged])
+        layers = None
+        if ranged:
+            ends = block.sequence("layer_range")
+            if len(ends) != 2 or not all(isinstance(end, int) for end in ends):
+                raise RecipeError(f"{place / 'layer_range'}: expected [first, end], the number after the last layer")
+            layers = (ends[0], ends[1])
+        return Entry(self.models.read(block.get("model"), place / "model"), layers, Level.of(block, self.method), place)
+
+    def _is_whole(self, entries: Sequence[Entry]) -> bool:
+        """Whether a slice is all layers of all its models: then the recipe needs no slices."""
+        return all(entry.layers is None or entry.layers == (0, layer_count(entry.model.path)) for entry in entries)
+
+    # --- a slice's rule
+
+    def _merged(self, entries: Sequence[Entry], levels: Sequence[Level], *, whole: bool) -> dict[str, Any]:
+        named = {self.models.name(entry.model): entry for entry in entries}
+        over_models = self.method in OVER_MODELS or (self.method in EITHER and self.base is None)
+        if self.base is None and not over_models:
+            raise RecipeError(f"{self.place}: {self.method} adds to a base; name it as base_model")
+        sources = [name for name in named if over_models or name != "base"]
+        own = {name: [named[name].level, *levels] for name in sources}
+        knobs = {**self.reader.knobs(levels, own), **self._variants(over_models)}
+        rule = {"match": "*", "method": self.method, "sources": sources, **knobs}
+        if "base" in named and "base" not in sources and named["base"].level.data:
+            given = ", ".join(named["base"].level.data)
+            self.said.append(f"{named['base'].level.place}: {given} of the base itself: {self.method} uses none, left out")
+        layers = {} if whole else {name: list(entry.layers or ()) for name, entry in named.items()}
+        return {"layers": layers, "rules": [rule]}
+
+    def _variants(self, over_models: bool) -> dict[str, str]:
+        between = {"between": "models" if over_models else "deltas"} if self.method in EITHER else {}
+        return {**between, **({"between": "models"} if self.method == "karcher" else {})}
+
+    # --- what is written
+
+    def _dtype(self) -> str | None:
+        for key in ("dtype", "out_dtype"):
+            name = self.block.text(key, None)
+            if name is not None and name.removeprefix("torch.") not in DTYPES:
+                raise RecipeError(f"{self.place / key}: {name!r} cannot be written{nearest(name, DTYPES)}")
+        dtype, out = (str(self.block.text(key, "")).removeprefix("torch.") for key in ("dtype", "out_dtype"))
+        if dtype in COARSE:
+            self.said.append(f"dtype: {dtype} there at every step, here computed in float32 and rounded once")
+        if dtype == "float64":
+            self.said.append("dtype: float64 there, here float32 unless a model itself is float64")
+        return out or dtype or None
+
+    def _tokenizer(self) -> dict[str, Any]:
+        if "chat_template" in self.block:
+            raise RecipeError(
+                f"{self.place / 'chat_template'}: is not written here, the base's goes with its tokenizer; leave it out and put a"
+                " chat_template.jinja beside the model"
+            )
+        found = from_blocks(self.block, self.models)
+        if found is not None and self.base is None and "base" in (found, found["source"] if isinstance(found, dict) else ""):
+            self.said.append("tokenizer: the base is the first model, none is named")
+        return {} if found is None else {"tokenizer": found}
+
+    def notes(self) -> Iterator[str]:
+        yield from self.said
+        if self.reader.gradients:
+            yield "gradients: final norm and lm_head take the last value here, in mergekit the first"
+        if self.base is None:
+            yield f"base_model: none is named; config and tokenizer are those of {next(iter(self.models.names)).path}"
+        if self.method in RANDOM:
+            yield f"{self.method}: random masks are our own, a function of `seed` and the tensor's name"
+        for name, why in self.reader.idle.items():
+            yield f"{name}: {why}"
