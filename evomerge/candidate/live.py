@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.candidate.stream import TORCH_DTYPES, Candidate
+from evomerge import kernels
+from evomerge.candidate.stream import TORCH_DTYPES, Candidate, Merge
 from evomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -38,13 +39,16 @@ def load(candidate: Candidate, model: PreTrainedModel) -> None:
     """The candidate's weights and context into the module; a candidate that does not match is refused before any is written.
 
     A tensor is rounded to the candidate's dtype first and then taken to the module's: scores are those of the written model.
+    Where both are the same it is merged straight into the module's memory, and copied nowhere.
     """
     config, targets = read_config(candidate.config), _targets(model)
     check(candidate, model)
     _check_config(config, model.config)
+    weights = candidate.weights.into(targets) if isinstance(candidate.weights, Merge) else candidate.weights
     with torch.no_grad():
-        for name, tensor in candidate.weights:
-            targets[name].copy_(tensor)
+        for name, tensor in weights:
+            if not kernels.same_memory(tensor, targets[name]):
+                targets[name].copy_(tensor)
     _set_context(model, config)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class Merge:
     recipe: Recipe
     plan: Plan
     sources: Sources = field(repr=False)
+    targets: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def into(self, targets: Mapping[str, Tensor]) -> Merge:
+        """The same stream, where each tensor that can be is written into its target's memory as it is merged."""
+        return replace(self, targets=targets)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.sources.settle(self.recipe, self.plan)
@@ -103,7 +108,8 @@ class Merge:
         inputs, dtype = self.sources.inputs(self.recipe, step), TORCH_DTYPES[step.info.dtype]
         if step.scale != 1:  # rounded once, after it
             return (merge_tensor(step.method, inputs, {**step.knobs, **known}, inputs.dtype) * step.scale).to(dtype)
-        return merge_tensor(step.method, inputs, {**step.knobs, **known}, dtype)
+        with kernels.into(self.targets.get(step.name)):
+            return merge_tensor(step.method, inputs, {**step.knobs, **known}, dtype)
 
 
 Trims = Mapping[str, Sequence[Trim]]  # tensor -> one for each source of its rule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,6 +35,7 @@ TWINS: dict[Backend, dict[str, str]] = {  # where each function's twin stands
 }
 _forced: ContextVar[Backend | None] = ContextVar("backend", default=None)
 _waiting: ContextVar[list[Any] | None] = ContextVar("waiting", default=None)
+_target: ContextVar[list[Any] | None] = ContextVar("target", default=None)
 
 
 @contextmanager
@@ -61,6 +63,36 @@ def together() -> Iterator[None]:
         _waiting.reset(token)
     if jobs:
         importlib.import_module("evomerge.kernels.combine").launch(jobs)
+
+
+@contextmanager
+def into(target: Tensor | None) -> Iterator[None]:
+    """The first result inside that this tensor can hold is written into its memory; ask `same_memory` whether one was."""
+    token = _target.set(None if target is None else [target])
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def result(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a result is written into: the target that somebody named, once, or new memory."""
+    import torch
+
+    if (targets := _target.get()) and _holds(targets[0], shape, dtype, device):
+        target: Tensor = targets.pop()
+        return target.detach().view(shape)
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same elements."""
+    return one.data_ptr() == other.data_ptr() and one.dtype == other.dtype and one.numel() == other.numel()
+
+
+def _holds(target: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> bool:
+    fits = target.dtype == dtype and target.device == device and target.numel() == math.prod(shape)
+    return fits and target.is_contiguous() and target.numel() > 0
 
 
 def waiting() -> list[Any] | None:

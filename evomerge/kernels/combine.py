@@ -175,7 +175,7 @@ def combine(
     """base + scale · Σ weightₖ · δₖ: the launcher. Inside `kernels.together` the result is not there before its end."""
     flat, first = tuple(source.contiguous() for source in sources), sources[0] if base is None else base
     wanted = dtype or first.dtype
-    merged = torch.empty(first.shape, dtype=torch.float32 if wanted == torch.float64 else wanted, device=first.device)
+    merged = kernels.result(first.shape, torch.float32 if wanted == torch.float64 else wanted, first.device)
     job = Job(None if base is None else base.contiguous(), flat, merged, weight, scale, keep, ballot, subtract)
     waiting = kernels.waiting()
     if waiting is None or merged.dtype != wanted:

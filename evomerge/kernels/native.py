@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.kernels import MOST
 from evomerge.kernels.compiled import library
 from evomerge.masks import Ballot, Bands, Drops, Keep, Marks, Ranked, Trim
@@ -239,7 +240,7 @@ class Request:
 
 
 def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = kernels.result(shape, dtype, torch.device("cpu"))
     compiled = library()
     if compiled is not None:
         compiled.huge_pages(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes))

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.kernels.combine import EXACT, _rounded, block_of, takes
 
 __all__ = ["gram", "gram_of_rows", "mix_rows", "takes"]
@@ -88,7 +89,7 @@ def mix_rows(
 ) -> Tensor:
     """base + Σ coefficientₖ · δₖ, with `coefficients` for each of R rows, [R, K]."""
     size, device = sources[0].numel(), sources[0].device
-    merged = torch.empty(sources[0].shape, dtype=torch.float32 if dtype == torch.float64 else dtype, device=device)
+    merged = kernels.result(sources[0].shape, torch.float32 if dtype == torch.float64 else dtype, device)
     if size:
         block = block_of(size)
         _mix[(triton.cdiv(size, block),)](

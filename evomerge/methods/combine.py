@@ -48,7 +48,7 @@ def combine(
     if fused := kernels.twin("combine", base, sources, keep, dtype):
         return cast(Tensor, fused(base, sources, weight, keep=keep, ballot=ballot, scale=scale, subtract=subtract, dtype=dtype))
     deltas = Deltas(base, sources, keep, subtract)
-    merged = torch.empty(first.shape, dtype=dtype or first.dtype, device=first.device)
+    merged = kernels.result(first.shape, dtype or first.dtype, first.device)
     flat = merged.view(-1)
     for stretch, group in groups(flat.numel(), weight, scale):
         blend = Blend(deltas, group, ballot)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from evomerge import kernels
 from evomerge.methods.combine import Deltas, Group, groups
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.knobs import Rows
@@ -18,7 +19,7 @@ def pointwise(inputs: Inputs, compute: Compute, dtype: torch.dtype, numbers: Seq
     """base + compute(δ), with `numbers` that each of equal groups of rows may have for itself."""
     deltas = terms_of(inputs)
     assert deltas.base is not None
-    merged = torch.empty(inputs.sources[0].shape, dtype=dtype, device=deltas.device)
+    merged = kernels.result(inputs.sources[0].shape, dtype, deltas.device)
     flat = merged.view(-1)
     for stretch, group in groups(deltas.size, numbers, (1.0,)):
         for piece in deltas.chunks(stretch):

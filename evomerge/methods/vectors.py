@@ -56,7 +56,7 @@ def gram_of_columns(deltas: combine.Deltas, width: int) -> Tensor:
 
 def mix(deltas: combine.Deltas, width: int, coefficients: Coefficients, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """base + Σ coefficientₖ · δₖ, with coefficients that differ from row to row, or from element to element."""
-    merged = torch.empty(shape, dtype=dtype, device=deltas.device)
+    merged = kernels.result(shape, dtype, deltas.device)
     table = merged.view(-1, width)
     for rows in blocks(deltas, width):
         terms = [c.to(deltas.dtype) * d for c, d in zip(coefficients(rows), _rows(deltas, rows, width), strict=True)]

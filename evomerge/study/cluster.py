@@ -12,13 +12,13 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple
 
 from evomerge import __version__
 from evomerge.errors import EvomergeError, MissingExtra, ScoringError, StudyError
-from evomerge.study.executor import DEATHS_ALLOWED, Job, Life, Result, T, Worker, attempt
+from evomerge.study.executor import DEATHS_ALLOWED, LOST, DeviceLost, Job, Life, Result, T, Worker, attempt
 
 LOOPBACK = "127.0.0.1"
 LOCAL = "local"  # in place of an address: a cluster of this machine alone, which ends with the search
@@ -51,7 +51,10 @@ class Actor:
         return Greeting(platform.node(), __version__, self.refused)
 
     def evaluate(self, job: Job) -> Result:
-        return attempt(self.worker, job)
+        try:
+            return attempt(self.worker, job)
+        except DeviceLost:
+            os._exit(LOST)  # what Ray sees is a dead actor, whose errand another takes
 
     def close(self) -> None:
         if self.refused is None:
@@ -65,12 +68,13 @@ class Errand(Generic[T]):
     life: Life[T]
     job: Job | None = None
     deaths: int = 0
+    lost: tuple[str, ...] = ()  # what each of them died of
 
     def step(self, result: Result | None) -> list[T]:
         """Go on with a result, None at the beginning; a list of what the life returned, if it ended."""
         try:
             self.job = next(self.life) if result is None else self.life.send(result)
-            self.deaths = 0
+            self.deaths, self.lost = 0, ()
         except StopIteration as end:
             return [end.value]
         return []
@@ -154,13 +158,14 @@ class Cluster:
             raise
         except self.ray.exceptions.RayError as error:
             return self._bury(actor, errand, error)
-        return self._go_on(actor, errand, result)
+        return self._go_on(actor, errand, replace(result, lost=errand.lost))
 
     def _bury(self, actor: Any, errand: Errand[T], error: Exception) -> list[T]:
         """A new worker is hired, and the job begins anew with whoever is idle first; nothing of the lost one is waited for."""
         self._dismiss(actor)
         self._hire()
         errand.deaths += 1
+        errand.lost += (type(error).__name__,)
         gone = f"its worker died {errand.deaths} times (the last by {type(error).__name__})"
         ended = errand.step(Result(error=gone)) if errand.deaths >= DEATHS_ALLOWED else []
         if not ended:

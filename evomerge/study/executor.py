@@ -7,12 +7,14 @@ a candidate stays where its weights already are.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,9 +22,10 @@ from typing import Any, Protocol, TypeVar
 from evomerge.errors import EvomergeError, ScoringError
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
-from evomerge.study.devices import Seat
+from evomerge.study.devices import Seat, gpus
 
 T = TypeVar("T")
+LOST = 70  # exit code of a process that lost its device
 DEATHS_ALLOWED = 2  # a job that kills this many workers is at fault itself
 
 
@@ -45,6 +48,7 @@ class Result:
     distances: dict[str, float] = field(default_factory=dict, hash=False)  # as in GuardConfig.distances
     seconds: dict[str, float] = field(default_factory=dict, hash=False)
     error: str | None = None
+    lost: tuple[str, ...] = ()  # why each worker that the job was given to before did not answer
 
 
 Life = Generator[Job, Result, T]
@@ -68,15 +72,30 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
+class DeviceLost(ScoringError):
+    """The device is gone for this process, and with it every candidate that the process would be given: it must end."""
+
+
 def attempt(worker: Worker, job: Job) -> Result:
-    """The result of a job, or the reason why it failed: with the trial's own, the only place that catches everything."""
+    """The result of a job, or the reason why it failed: with the trial's own, the only place that catches everything.
+
+    Raises DeviceLost where no job can succeed any more in this process.
+    """
     try:
         return worker.evaluate(job)
     except EvomergeError as error:
         return Result(error=str(error))
     except Exception as error:
+        if device_is_lost(error):
+            raise DeviceLost(f"{str(error).splitlines()[0]}; the device is lost to this process, go on with --resume") from None
         place = traceback.extract_tb(error.__traceback__)[-1]
         return Result(error=f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})")
+
+
+def device_is_lost(error: BaseException) -> bool:
+    """Whether an error is a device's own, after which it answers nothing more from this process; a lack of memory is not."""
+    torch = sys.modules.get("torch")  # not imported, it has raised nothing
+    return torch is not None and isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 
 class InProcess:
@@ -136,7 +155,7 @@ class _Lane:
         self.make, self.seat = make, seat
         self.life: Life[Any] | None = None
         self.job: Job | None = None
-        self.deaths = 0
+        self.lost: list[str] = []  # why each worker died that had the job
         self._start()
 
     def _start(self) -> None:
@@ -160,7 +179,7 @@ class _Lane:
 
     def _step(self, step: Callable[[], Job]) -> list[Any]:
         try:
-            self.job, self.deaths = step(), 0
+            self.job, self.lost = step(), []
         except StopIteration as end:
             self.life = self.job = None
             return [end.value]
@@ -177,17 +196,20 @@ class _Lane:
             answer: Result | Exception = self.pipe.recv()
         except (EOFError, OSError):  # the latter where it died in the middle of its answer
             return self._bury()
+        if isinstance(answer, DeviceLost):
+            self.process.kill()
+            return self._bury(str(answer).partition("; ")[0])
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return replace(answer, lost=tuple(self.lost))
 
-    def _bury(self) -> Result | None:
+    def _bury(self, reason: str | None = None) -> Result | None:
         self.process.join()
-        self.deaths += 1
-        code = self.process.exitcode
+        self.lost.append(reason or f"exit code {self.process.exitcode}")
         self._start()
-        if self.deaths >= DEATHS_ALLOWED:
-            return Result(error=f"its worker died {self.deaths} times (last exit code {code})")
+        if len(self.lost) >= DEATHS_ALLOWED:
+            return Result(error=f"its worker died {len(self.lost)} times (last {self.lost[-1]})", lost=tuple(self.lost))
+        warn(self.lost[-1])
         self._send()
         return None
 
@@ -197,6 +219,11 @@ class _Lane:
         self.process.join(timeout=5)
         if self.process.is_alive():
             self.process.kill()
+
+
+def warn(reason: str) -> None:
+    """Says that a worker is lost, and what becomes of its candidate."""
+    logging.getLogger("evomerge").warning("a worker was lost (%s): its candidate is run again in a new process", reason)
 
 
 def _ready(lanes: Sequence[_Lane]) -> list[_Lane]:
@@ -216,12 +243,17 @@ def _serve(pipe: Connection, make: Callable[[], Worker]) -> None:
         return
     with contextlib.suppress(EOFError, BrokenPipeError):
         while (job := pipe.recv()) is not None:
-            pipe.send(attempt(worker, job))
+            try:
+                pipe.send(attempt(worker, job))
+            except DeviceLost as lost:
+                pipe.send(lost)
+                return  # without closing the worker: it would ask the device
     worker.close()
 
 
 def make_executor(make: Callable[[], Worker], workers: int, seats: Sequence[Seat] = ()) -> Executor:
-    return InProcess(make) if workers == 1 else Pool(make, workers, seats)
+    """In this process where one worker has no GPU: one that has may lose it, and only the end of its process gives it back."""
+    return InProcess(make) if workers == 1 and not gpus() else Pool(make, workers, seats)
 
 
 @dataclass

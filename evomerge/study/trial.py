@@ -127,6 +127,7 @@ class Outcome:
     unhealed: Scores | None = None
     arrivals: tuple[tuple[Arrival, Decision], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    lost: tuple[str, ...] = ()  # why workers were lost that scored it; it was run again each time
     reason: str = ""
     objectives: Mapping[str, float] = field(default_factory=dict, hash=False)  # where there are several
 
@@ -154,6 +155,7 @@ class Outcome:
             "healed": self.recipe.heal is not None,
             "arrivals": [[_plain(arrival), vars(decision)] for arrival, decision in self.arrivals],
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+            **({"lost": list(self.lost)} if self.lost else {}),
         }
 
 
@@ -172,6 +174,7 @@ def live(name: str, recipe: Recipe, arena: Arena, *, earns_healing: bool = True)
             unhealed=plain.scores,
             arrivals=plain.arrivals + healed.arrivals,
             seconds=_sum(plain.seconds, healed.seconds),
+            lost=plain.lost + healed.lost,
         )
     except Failure as failure:
         return Outcome(name, recipe, "failed", reason=str(failure))
@@ -213,6 +216,7 @@ def _scored(outcome: Outcome, result: Result, rung: int, arena: Arena, eta: floa
         constraints=arena.constraints(scores, distances),
         arrivals=(*outcome.arrivals, (arrival, decision)),
         seconds=_sum(outcome.seconds, result.seconds),
+        lost=outcome.lost + result.lost,
     )
 
 

@@ -45,6 +45,27 @@ def test_lives_are_begun_only_when_a_lane_is_free(executor):
         assert len(begun) <= count + executor.workers
 
 
+def test_a_device_lost_in_the_middle_costs_a_process_and_no_candidate(tmp_path, caplog):
+    pool = Pool(partial(Answering, tmp_path), 1)
+    try:
+        ((_, (before, lost, after)),) = pool.run(iter([life("x", "a", "lose-once", "b")]))
+    finally:
+        pool.close()
+
+    assert [len(result.scores) for result in (before, lost, after)] == [3, 3, 3]
+    assert lost.lost == ("CUDA error: an illegal memory access was encountered",)
+    assert before.lost == after.lost == ()
+    assert len(list(tmp_path.glob("worker-*"))) == 2
+    assert ["its candidate is run again" in message for message in caplog.messages] == [True]
+
+
+def test_a_device_lost_by_the_only_process_ends_it_with_one_line(tmp_path):
+    executor = InProcess(partial(Answering, tmp_path))
+
+    with pytest.raises(EvomergeError, match=r"illegal memory access was encountered; .* --resume"):
+        list(executor.run(iter([life("x", "lose-once")])))
+
+
 def test_an_exception_in_a_job_is_its_result(executor):
     ((_, (result,)),) = executor.run(iter([life("x", "raise")]))
 
