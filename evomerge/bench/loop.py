@@ -26,6 +26,7 @@ def bench_loop(dims: int = 300, workers: int = 64, trials: int = 300, samplers: 
     yield f"{dims} dimensions, {workers} workers; a document takes {PER_DOCUMENT} s, a candidate {LOAD} s more"
     yield f"{'sampler':8} {'trials':>6} {'ms a trial':>10} {'of CPU':>7} {'trials a second':>15} {'workers idle':>12}"
     for name in samplers or SAMPLERS:
+        simulate(name, dims, 2, 3)  # what is imported at its first use
         phase = simulate(name, dims, workers, min(trials, SLOW.get(name, trials)))
         each, processor = (1000 * seconds / phase.lives for seconds in (phase.controller, phase.processor))
         yield (

@@ -237,7 +237,10 @@ class Sources:
         # in a stack random masks are drawn by the name in the first model: a layer that stands twice has the same ones
         place = Place(recipe.seed, step.name if step.origins is None else next(iter(keys.values()))[1], step.sources)
         tensors = {role: self.read(*pair) for role, pair in keys.items()}
-        base, sources = tensors.get("base"), tuple(tensors[role] for role in step.sources if role in tensors)  # base among them too
+        base, sources = (
+            tensors.get("base"),
+            tuple(tensors[role] for role in step.sources if role in tensors),
+        )  # base among them too
         if self.resident and self.shelf.carries(keys.values()):
             return Inputs(base, sources, place, known=self._known.setdefault(key, {}))
         inputs = Inputs(base, sources, place, self.resident)

@@ -115,14 +115,14 @@ class Journal:
         heal_torn_line(path)
         for lock in path.parent.glob(path.name + ".lock*"):
             lock.unlink()  # left by a killed process; the study's own lock is held by now
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        self._storage = _unread(JournalFileBackend(str(path)))
         with uninterrupted():
             self._study: Study = optuna.create_study(
-                storage=storage, study_name=self.NAME, directions=directions, load_if_exists=True
+                storage=self._storage, study_name=self.NAME, directions=directions, load_if_exists=True
             )
 
     def append(self, trial: FrozenTrial) -> None:
-        with uninterrupted():
+        with uninterrupted(), self._storage.unread():
             self._study.add_trial(trial)
 
     @property
@@ -143,6 +143,29 @@ def read_trials(directory: Path) -> list[FrozenTrial]:
         raise StudyError(f"{directory}: holds no study with trials; give the --out of an `evomerge search`")
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
     return optuna.load_study(study_name=Journal.NAME, storage=storage).get_trials(deepcopy=False)
+
+
+def _unread(backend: Any) -> Any:
+    """Optuna's storage in a journal, which can be kept from reading back each line that it has written itself."""
+    import optuna
+
+    class Unread(optuna.storages.JournalStorage):
+        reads, begun = True, False
+
+        @contextmanager
+        def unread(self) -> Iterator[None]:
+            self.reads = not self.begun  # the first one it must have read
+            try:
+                yield
+                self.begun = True
+            finally:
+                self.reads = True
+
+        def _sync_with_backend(self) -> None:
+            if self.reads:
+                super()._sync_with_backend()
+
+    return Unread(backend)
 
 
 def heal_torn_line(path: Path) -> None:

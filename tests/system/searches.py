@@ -54,12 +54,12 @@ def finished(words):
 
 
 def until(running, name):
-    """Wait until a running search has come to a phase, or has scored a candidate, whose name begins so."""
+    """Wait until a running search has come to a phase, or has scored a candidate, whose name begins so; its lines until then."""
     said = []
     for line in running.stderr:
         said.append(line)
         if line.startswith("{") and json.loads(line).get("name", "").startswith(name):
-            return
+            return said
     raise AssertionError(f"ended before {name}: {said[-3:]}")
 
 

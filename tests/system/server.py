@@ -1,5 +1,6 @@
 """A PostgreSQL server of one test: on the loopback interface, in a folder of its own, never as root."""
 
+import contextlib
 import glob
 import os
 import pwd
@@ -55,8 +56,9 @@ class Server:
             time.sleep(0.2)
 
     def kill(self):
-        for group in {self.process.pid, *self._children()}:  # each backend is a group of its own
-            os.kill(group, signal.SIGKILL)
+        for process in [self.process.pid, *self._children()]:
+            with contextlib.suppress(ProcessLookupError):  # it went with the first
+                os.kill(process, signal.SIGKILL)
         self.process.wait()
 
     def _children(self):

@@ -36,6 +36,7 @@ class Borrowed(Seeded):
         super().__init__(seed=seed, space=space, start=start)
         self._make = make or type(self).make
         self._options = options
+        self._known: dict[tuple[str, frozenset[str]], dict[int, bool]] = {}  # finished trials that have all of some parameters
         self._fresh(0)  # a wrong option is refused here and not in the first trial
 
     def _fresh(self, *place: int | str) -> BaseSampler:
@@ -63,7 +64,9 @@ class Borrowed(Seeded):
         self._fresh(trial.number).after_trial(study, trial, state, values)
 
     def _view(self, study: Study, names: Collection[str]) -> Study:
-        return cast(Study, View(study, names))
+        alone = len(names) == 1  # is asked of each parameter by itself: nothing is kept for that
+        known = None if alone else self._known.setdefault((study.study_name, frozenset(names)), {})
+        return cast(Study, View(study, names, known))
 
 
 class Filled(Borrowed):
@@ -78,15 +81,21 @@ class Filled(Borrowed):
 class View:
     """A study seen without the finished trials that lack some of the parameters, such as baselines outside the space."""
 
-    def __init__(self, study: Study, names: Collection[str]) -> None:
+    def __init__(self, study: Study, names: Collection[str], known: dict[int, bool] | None = None) -> None:
         self._study, self._names = study, set(names)
+        self._known = {} if known is None else known  # what was seen of finished trials, which do not change
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
         trials = self._study._get_trials(*args, **kwargs)
-        return [trial for trial in trials if not trial.state.is_finished() or self._names <= trial.params.keys()]
+        return [trial for trial in trials if not trial.state.is_finished() or self._whole(trial)]
+
+    def _whole(self, trial: FrozenTrial) -> bool:
+        if trial.number not in self._known:
+            self._known[trial.number] = self._names <= trial.params.keys()
+        return self._known[trial.number]
 
 
 class AlignedView(View):
