@@ -48,7 +48,7 @@ class VllmScorer:
         refuse_missing()
         refuse_options(config.engine)
         if model is not None:
-            refuse_model(Checkpoint.open(model).config)
+            refuse_model(Checkpoint.open(model).config, config.engine)
         self.config, self.model = config, model
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         names = [*suite.tasks, *(guard.tasks if guard else ())]
@@ -157,7 +157,7 @@ class VllmScorer:
         """The skeleton of this candidate; what does not fit into it is refused."""
         config, skeleton = live.read_config(candidate.config), self._skeleton
         if skeleton is None or not live.same_model(config, skeleton.config):
-            refuse_model(candidate.config)
+            refuse_model(candidate.config, self.config.engine)
             skeleton = live.module(candidate.config, device="meta")
         live.check(candidate, skeleton)
         if skeleton is not self._skeleton:

@@ -203,7 +203,7 @@ def _start(
         arguments["kv_cache_memory_bytes"] = max(CACHE, 2 * length * _bytes_per_token(config, dtype))
     if transfers := register_transfer():
         arguments["weight_transfer_config"] = {"backend": BACKEND}
-    return transfers, LLM(
+    llm = LLM(
         model=str(folder),
         tokenizer=tokenizer,
         dtype=dtype,
@@ -213,6 +213,8 @@ def _start(
         worker_extension_cls=WORKER,
         **{**arguments, **options, "max_model_len": length},
     )
+    llm.collective_rpc("make_room")
+    return transfers, llm
 
 
 def _described(config: PretrainedConfig, length: int) -> dict[str, Any]:

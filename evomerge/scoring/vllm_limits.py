@@ -28,6 +28,8 @@ OURS = (
     "generation_config",
     "enforce_eager",
     "logprobs_mode",
+    "weight_transfer_config",
+    "distributed_executor_backend",
 )
 LEAST_HEAD = 32  # dimensions, of the CPU backend
 LEAST_LOGPROBS = 2  # of a token: itself or the best, and the second best
@@ -57,12 +59,16 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_model(config: Mapping[str, Any]) -> None:
-    """Raises ScoringError where vLLM has no such architecture, or cannot run heads of this size here."""
+def refuse_model(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raises ScoringError where vLLM has no such architecture, cannot run heads of this size here, or ranks cannot share them."""
     for name in config.get("architectures") or ():
         if f'"{name}"' not in _text("model_executor/models/registry.py"):
             raise ScoringError(f"scoring: vLLM does not know the architecture {name}; score it `with: hf`")
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    heads, hidden, layers = map(config.get, ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+    for count, name, what in ((heads, RANKS[0], "attention heads"), (layers, RANKS[1], "layers")):
+        ranks = options.get(name, 1)
+        if count and (count < ranks or (name == RANKS[0] and count % ranks)):
+            raise ScoringError(f"scoring.engine: {name} {ranks} cannot share the {count} {what} of this model; lower it")
     size = config.get("head_dim") or (hidden // heads if heads and hidden else None)
     if size is not None and size < LEAST_HEAD and not torch.cuda.is_available():
         raise ScoringError(

@@ -42,6 +42,15 @@ class CandidateWorker:
         model_runner: Any
         vllm_config: Any
 
+    def make_room(self) -> None:
+        """For what a later stage of a pipeline is handed: the warm-up that makes it is left out by the CPU backend."""
+        from vllm.distributed.parallel_state import get_pp_group
+
+        runner = self.model_runner
+        if not get_pp_group().is_first_rank and getattr(runner, "intermediate_tensors", True) is None:
+            size = {"batch_size": runner.max_num_tokens, "dtype": runner.model_config.dtype, "device": self.device}
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(**size)
+
     def load_candidate(self, parcel: Parcel) -> None:
         """Where vLLM has no weight transfer."""
         if not hasattr(self, "arrivals"):

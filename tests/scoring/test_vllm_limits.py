@@ -34,6 +34,9 @@ suite: {include: zoo:tasks, tasks: {zoo_sort: 1.0, zoo_sort_long: 1.0}, rungs: [
     ("engine", "message"),
     [
         ({"dtype": "half"}, "'dtype' is set by the scorer"),
+        ({"distributed_executor_backend": "ray"}, "'distributed_executor_backend' is set by the scorer"),
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size 3 cannot share the 4 attention heads of this model; lower it"),
+        ({"pipeline_parallel_size": 7}, "pipeline_parallel_size 7 cannot share the 6 layers of this model; lower it"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0; give a whole number"),
         ({"pipeline_parallel_size": "two"}, "pipeline_parallel_size is 'two'; give a whole number"),
         ({"data_parallel_size": 2}, "'data_parallel_size' is what workers are for; leave it out, and give --workers"),
