@@ -40,6 +40,15 @@ def merged() -> Candidate:
     return materialize(recipe(), Sources())
 
 
+def stacked() -> Candidate:
+    data = {
+        "base": "zoo:models/base",
+        "sources": {"sort": "zoo:models/sort"},
+        "slices": [{"source": "base", "layers": [0, 4]}, {"source": "sort", "layers": [2, 6]}],
+    }
+    return materialize(Recipe.from_data(data, Place("test")), Sources())
+
+
 def distilled() -> Candidate:
     whole = merged()
     return Candidate.of(whole.config, {name: tensor * 1.01 for name, tensor in whole.weights}, "distilled")

@@ -70,6 +70,25 @@ def test_thirty_swaps_leave_no_trace(kind, scorer, sources):
     assert scorer.starts == starts
 
 
+def test_stacked_layers_get_an_engine_of_their_depth_and_the_next_candidate_one_of_its_own(scorer, sources):
+    data = {
+        "base": "zoo:models/base",
+        "sources": {"sort": "zoo:models/sort"},
+        "slices": [{"source": "base", "layers": [0, 4]}, {"source": "sort", "layers": [2, 6]}],
+    }
+    stacked = materialize(Recipe.from_data(data, Place("test")), sources)
+    scorer.load(candidate(zoo("base")))
+    before, starts = spoken(scorer.engine), scorer.starts
+    scorer.load(stacked)
+
+    assert stacked.config["num_hidden_layers"] == 8
+    assert furthest(heard(scorer.engine, PROMPTS), of_transformers(stacked, PROMPTS)) < NEAR
+    assert scorer.starts == starts + 1
+    scorer.load(candidate(zoo("base")))
+    assert spoken(scorer.engine) == before
+    assert scorer.starts == starts + 2
+
+
 def recipes(count: int) -> Iterator[Recipe]:
     """Drawn from the quickstart's space, always the same ones."""
     space = Experiment.read(QUICKSTART).space
