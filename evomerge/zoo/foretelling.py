@@ -36,7 +36,7 @@ def foretell(models: Path, data: Mapping[str, Any], study: Path, out: Path, coun
     """Measure `count` candidates of a study into `out`; nothing where it is there. `data` is the experiment with the guard."""
     if out.exists():
         return
-    skill, folder = next(iter(data["guard"]["tasks"])).removeprefix("zoo_"), models.parent / "fishers"
+    skill, folder = next(iter(data["guard"]["tasks"])).removeprefix("zoo_"), (out.parent / "fishers").resolve()
     prompts = _texts(skill, folder)
     for kind in ("parameter", "block"):
         if not (place := folder / kind / "base.safetensors").exists():
