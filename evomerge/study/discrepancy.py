@@ -37,10 +37,10 @@ def scales(space: Space) -> dict[str, float]:
             near = {t: _hat(depths.of(t), point, points) for t, i in first.items() if i == rule}
             moved = sum(share * apart[source][t] for t, share in near.items())
             there = sum(share * size[t] for t, share in near.items())
-            if moved > 0 and there > 0:
+            if there > 0:
                 found[parameter.name] = math.sqrt(moved / there)
-    middle = math.exp(sum(map(math.log, found.values())) / len(found)) if found else 1.0
-    return {name: min(max(value / middle, LEAST), MOST) for name, value in found.items()}
+    middle = sum(found.values()) / len(found) if found else 0.0
+    return {name: min(max(value / middle, LEAST), MOST) for name, value in found.items()} if middle > 0 else {}
 
 
 def distances(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
