@@ -3,7 +3,7 @@
     search: {sampler: cmaes, prior: discrepancy}
 
 For every tensor ‖δ - mean δ‖² of each source; a parameter has that of the tensors of its rule, near its place in depth, over what
-the base has there. Steps are in proportion to its root, between half and twice the usual one.
+base and deltas have there. Steps are in proportion to its root, between half and twice the usual one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def scales(space: Space) -> dict[str, float]:
 
 
 def distances(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """{source: {tensor: ‖δ - mean δ‖²}} and {tensor: ‖base‖²}, tensor by tensor in float32; of one source ‖δ‖²."""
+    """{source: {tensor: ‖δ - mean δ‖²}} and {tensor: ‖base‖² + mean ‖δ‖²}, tensor by tensor in float32; of one source ‖δ‖²."""
     import torch
 
     apart: dict[str, dict[str, float]] = {name: {} for name in sources}
@@ -58,7 +58,7 @@ def distances(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> tuple[dict
         centre = deltas.mean(dim=0) if len(sources) > 1 else torch.zeros_like(origin)
         for name, delta in zip(sources, deltas, strict=True):
             apart[name][tensor] = float((delta - centre).square().sum())
-        size[tensor] = float(origin.square().sum())
+        size[tensor] = float(origin.square().sum() + deltas.square().sum() / len(sources))  # the base's may be all 0
     return apart, size
 
 
