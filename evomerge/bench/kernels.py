@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
@@ -14,13 +12,28 @@ from torch import Tensor
 
 from evomerge import kernels
 from evomerge.bench import machine
-from evomerge.bench.cases import COUNTS, DENSITY, METHODS, RATE, SHAPES, Tensors, call, moved, options, plain
+from evomerge.bench.cases import (
+    COUNTS,
+    DENSITY,
+    GAMMA,
+    METHODS,
+    RATE,
+    SHAPES,
+    WINDOW,
+    Tensors,
+    call,
+    moved,
+    options,
+    plain,
+    specified,
+)
+from evomerge.bench.model import LLAMA, bench_model
+from evomerge.bench.timing import RUNS, timed
 from evomerge.errors import EvomergeError, MissingExtra
 
+ANGLES = ("slerp", "model_stock")  # whose result depends on all elements
 HEAD = (1 << 17) + 1  # elements that are compared with float64
 CPU_SHAPES = ("7B q_proj",)
-ENOUGH = 0.4  # seconds of one measurement, and at most RUNS
-RUNS = 30
 
 
 def bench_kernels(
@@ -37,6 +50,8 @@ def bench_kernels(
             if method != "slerp" or count == counts[0]:
                 given = Tensors.make(SHAPES[shape], 1 if method == "slerp" else count, torch.bfloat16, device)
                 yield row(method, given, fast, copied)
+    if device == "cuda" and not shapes:
+        yield from bench_model(LLAMA, fast)
 
 
 def row(method: str, given: Tensors, fast: kernels.Backend, copied: float) -> str:
@@ -46,10 +61,10 @@ def row(method: str, given: Tensors, fast: kernels.Backend, copied: float) -> st
     merge = call(method, given, asked)
     with kernels.backend(fast):
         seconds = timed(merge)
-    with kernels.backend("torch"):
-        eager = timed(merge)
+    written = plain(method, given, asked)
+    eager = timed(lambda: written(given.base, *given.sources))
     size, speed = given.base.numel(), moved(method, given) / seconds
-    others = [f"torch {_each(eager, size)}", f"torch.compile {_compiled(method, given, asked, size)}"]
+    others = [f"torch {_each(eager, size)}", f"torch.compile {_compiled(written, given)}"]
     others += [f"mergekit {_each(timed(theirs), size)}"] if (theirs := _mergekit(method, given)) else []
     return (
         f"  {method:<12} K={len(given.sources)}  {fast} {_each(seconds, size)}, {speed / 1e9:,.1f} GB/s, "
@@ -62,14 +77,28 @@ def check(method: str, given: Tensors, asked: dict[str, object], fast: kernels.B
     head, exact = given.head(HEAD, given.base.dtype), given.head(HEAD, torch.float64)
     with kernels.backend("torch"):
         truth = call(method, exact, asked, torch.float64)()
-        reference, whole = call(method, head, asked, torch.float32)().double(), call(method, given, asked)()
+        reference = call(method, head, asked, torch.float32)().double()
     with kernels.backend(fast):
-        kernel, other = call(method, head, asked, torch.float32)().double(), call(method, given, asked)()
+        kernel, other = call(method, head, asked, torch.float32)().double(), call(method, given, asked)().view(-1)
     far, allowed = float((kernel - truth).norm()), float(2 * (reference - truth).norm() + 1e-9 * truth.norm())
     if not far <= allowed:
         raise EvomergeError(f"bench: {fast} {method} is {far:.3g} from float64, allowed {allowed:.3g}; not timed, run make test")
-    if not torch.allclose(other, whole, rtol=2**-7, atol=1e-6):  # one step of bfloat16
-        raise EvomergeError(f"bench: {fast} {method} of {list(given.base.shape)} differs from torch; not timed, run make test")
+    for stretch in stretches(other.numel()):
+        with kernels.backend("torch"):
+            plainly = specified if method not in ANGLES else _whole
+            whole = plainly(method, given, asked, stretch).to(other.dtype)
+        if not torch.allclose(other[stretch], whole, rtol=2**-7, atol=1e-6):  # one step of bfloat16
+            where = f"{method} of {list(given.base.shape)}"
+            raise EvomergeError(f"bench: {fast} {where} differs from torch; not timed, run make test")
+
+
+def _whole(method: str, given: Tensors, asked: dict[str, object], stretch: slice) -> Tensor:
+    return call(method, given, asked)().view(-1)[stretch]
+
+
+def stretches(size: int) -> list[slice]:
+    """The beginning, the middle and the end."""
+    return [slice(start, min(start + HEAD, size)) for start in (0, max(size // 2 - HEAD, 0), max(size - HEAD, 0))]
 
 
 def copy_speed(shape: str, device: str) -> float:
@@ -77,31 +106,6 @@ def copy_speed(shape: str, device: str) -> float:
     source = torch.ones(SHAPES[shape], dtype=torch.bfloat16, device=device)
     target = torch.zeros_like(source)
     return 2 * source.nbytes / timed(lambda: target.copy_(source))
-
-
-def timed(function: Callable[[], Tensor]) -> float:
-    """Seconds of one call: the median on a GPU, by its own clock; the least on a CPU, by the thread's where it is one."""
-    function()
-    cuda, times = torch.cuda.is_available(), list[float]()
-    while len(times) < 3 or (sum(times) < ENOUGH and len(times) < RUNS):
-        times.append(_on_gpu(function) if cuda else _on_cpu(function))
-    return statistics.median(times) if cuda else min(times)
-
-
-def _on_cpu(function: Callable[[], Tensor]) -> float:
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter  # others may be using the machine
-    begun = clock()
-    function()
-    return clock() - begun
-
-
-def _on_gpu(function: Callable[[], Tensor]) -> float:
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begun.record()
-    function()
-    ended.record()
-    torch.cuda.synchronize()
-    return float(begun.elapsed_time(ended)) / 1000
 
 
 def header(device: str, fast: kernels.Backend) -> str:
@@ -125,11 +129,11 @@ def _each(seconds: float, size: int) -> str:
     return f"{1e9 * seconds / size:.2f} ns" if math.isfinite(seconds) else "-"
 
 
-def _compiled(method: str, given: Tensors, asked: dict[str, object], size: int) -> str:
+def _compiled(written: Callable[..., Tensor], given: Tensors) -> str:
     """torch.compile, where it works."""
-    function = plain(method, given, asked)
     try:
-        return _each(timed(function), size) if function else "-"
+        compiled = torch.compile(written, dynamic=False)
+        return _each(timed(lambda: compiled(given.base, *given.sources)), given.base.numel())
     except Exception as reason:  # a compiler that is not there fails in many ways
         return f"failed ({type(reason).__name__})"
     finally:
@@ -145,6 +149,13 @@ def _mergekit(method: str, given: Tensors) -> Callable[[], Tensor] | None:
     count = len(given.sources)
     if method == "linear":
         return lambda: merge_tensors(list(given.sources), method, parameters={"weight": [1 / count] * count})
-    numbers = {"weight": [1 / count] * count, "density": [DENSITY if method == "ties" else 1 - RATE] * count}
-    asked = {"t": 0.3} if method == "slerp" else numbers
-    return lambda: merge_tensors([given.base, *given.sources], method, base_index=0, parameters=asked)
+    shared = {"weight": [1 / count] * count, "density": [DENSITY] * count}
+    asked: dict[str, dict[str, object]] = {
+        "slerp": {"t": 0.3},
+        "model_stock": {"filter_wise": False},
+        "breadcrumbs": {**shared, "gamma": [GAMMA] * count},
+        "della": {**shared, "epsilon": [WINDOW] * count},
+        "ties": shared,
+    }
+    numbers = asked.get(method, {**shared, "density": [1 - RATE] * count})
+    return lambda: merge_tensors([given.base, *given.sources], method, base_index=0, parameters=numbers)
