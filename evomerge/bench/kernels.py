@@ -149,7 +149,7 @@ def _mergekit(method: str, given: Tensors) -> Callable[[], Tensor] | None:
     count = len(given.sources)
     if method == "linear":
         return lambda: merge_tensors(list(given.sources), method, parameters={"weight": [1 / count] * count})
-    shared = {"weight": [1 / count] * count, "density": [DENSITY] * count}
+    shared: dict[str, object] = {"weight": [1 / count] * count, "density": [DENSITY] * count}
     asked: dict[str, dict[str, object]] = {
         "slerp": {"t": 0.3},
         "model_stock": {"filter_wise": False},
