@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evomerge.document import read_yaml
 from evomerge.guards.paired import Comparison, compare_tasks
 from evomerge.report.tables import markdown
 from evomerge.scoring.scores import Scores
@@ -63,7 +64,7 @@ def tables(out: Path, seeds: Sequence[int], search_seeds: Sequence[int]) -> list
             for variant, one in winners.items():
                 found.setdefault(variant, []).append(one)
             cost = cost_of_keeping(family, search_seed)
-            given_up.setdefault(seed, []).append(cost.difference)
+            given_up.setdefault(seed, []).append(cost.difference if cost else 0.0)
             cells = [cell for one in winners.values() for cell in one.cells]
             rows.append([str(seed), str(search_seed), *cells, *_points(cost)])
     summary = [f"{variant}: {_kept(winners)}" for variant, winners in found.items()]
@@ -80,16 +81,22 @@ def winner(folder: Path) -> Winner:
     return Winner(str(certificate(folder)["verdict"]), guards)
 
 
-def cost_of_keeping(family: Path, search_seed: int) -> Comparison:
-    """Mean skill on sealed documents: what the search without guards offers, less what the guarded one does, or the base where
-    that one refused its choice."""
-    guarded, unguarded = (family / f"{variant}-{search_seed}" for variant in ("guarded", "unguarded"))
-    offered = guarded / "sealed/winner.jsonl" if (guarded / "best/model").is_dir() else unguarded / "sealed/base.jsonl"
-    free, kept = Scores.read(unguarded / "sealed/winner.jsonl"), Scores.read(offered)
-    return compare_tasks(*({task: scores.values(task) for task in free.tasks} for scores in (free, kept)))
+def cost_of_keeping(family: Path, search_seed: int) -> Comparison | None:
+    """Mean skill on sealed documents: what the search without guards offers, less what the guarded one does; who is offered
+    nothing keeps the base. None where both do."""
+    studies = [family / f"{variant}-{search_seed}" for variant in ("unguarded", "guarded")]
+    winners = [study / "sealed/winner.jsonl" if (study / "best/model").is_dir() else None for study in studies]
+    if not any(winners):
+        return None
+    base = next(study / "sealed/base.jsonl" for study, winner in zip(studies, winners, strict=True) if winner)
+    free, kept = (Scores.read(winner or base) for winner in winners)
+    targets = read_yaml(studies[0] / "experiment.yaml")["suite"]["tasks"]
+    return compare_tasks(*({task: scores.values(task) for task in targets} for scores in (free, kept)))
 
 
-def _points(cost: Comparison) -> list[str]:
+def _points(cost: Comparison | None) -> list[str]:
+    if cost is None:
+        return ["-", "-", "+0.0"]
     interval = f"{100 * cost.difference:+.1f} [{100 * cost.low:+.1f}, {100 * cost.high:+.1f}]"
     return [f"{100 * cost.reference:.1f}", f"{100 * cost.candidate:.1f}", interval]
 

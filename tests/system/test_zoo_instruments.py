@@ -26,7 +26,7 @@ def reduced(name, folder, bound, suite, guard):
     data = read_yaml(SPACES / name)
     data["suite"] |= suite
     data["guard"] = {"tasks": dict.fromkeys(data["guard"]["tasks"], bound), **guard}
-    data["search"] |= {"trials": 3, "baselines": False, "repair": 2}
+    data["search"] |= {"trials": 3, "baselines": False, "repair": 2, "eta": 1}
     (folder / name).write_text(dump_yaml(data))
     return folder / name
 
@@ -37,7 +37,7 @@ def files(folder):
 
 def test_a_search_with_guards_and_without_is_judged_foretold_and_told(tmp_path, families):
     few = {"rungs": [9, 18], "select": 9, "sealed": 60}
-    space = reduced("guards.yaml", tmp_path, 0.2, few, {"search": 18, "select": 18, "sealed": 60})
+    space = reduced("guards.yaml", tmp_path, 0.9, few, {"search": 18, "select": 18, "sealed": 60})
     told = [str(space), "--seeds", "0", "--search-seeds", "1", "--families", str(families), "--out", str(tmp_path / "out")]
 
     keeping.main([*told, "--foretell", "2"])

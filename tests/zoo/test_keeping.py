@@ -36,6 +36,7 @@ def study(family, variant, right, loss, outcome="passed", offered=True, ending="
     folder = family / f"{variant}-0"
     (folder / "sealed").mkdir(parents=True)
     (folder / "certificate.json").write_text(json.dumps({"verdict": ending}))
+    (folder / "experiment.yaml").write_text("suite: {tasks: {zoo_sort: 1.0}}")
     for name, count in (("winner", right), ("base", 200)):
         Scores.of(Row("zoo_sort", doc, f"h{doc}", float(doc < count)) for doc in range(400)).write(
             folder / f"sealed/{name}.jsonl"
@@ -78,6 +79,16 @@ def test_who_is_refused_a_model_keeps_the_base(tmp_path):
     assert "| refused by a guard | - | no winner |" in lines[2]
     assert "| 50.0 | 75.0 | +25.0 [" in lines[2]
     assert "guarded: 0 of 1 winners lose more than is allowed, 0 beyond doubt; 1 studies without one" in lines
+
+
+def test_where_neither_search_offers_a_model_nothing_is_given_up(tmp_path):
+    for variant in ("guarded", "unguarded"):
+        study(tmp_path / "seed-2", variant, 0, 0.0, offered=False, ending="keep your parent")
+
+    lines = tables(tmp_path, [2], [0])
+
+    assert lines[2].endswith("| keep your parent | - | no winner | keep your parent | - | no winner | - | - | +0.0 |")
+    assert lines[-1] == "given up for it: +0.0 points of mean skill over 1 families"
 
 
 def candidates(losses, **measures):
