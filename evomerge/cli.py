@@ -256,10 +256,22 @@ def fisher(
     out: Annotated[Path, typer.Option(help="Where the diagonal goes, as FOLDER/SOURCE.safetensors.")],
     per: Annotated[Kind, typer.Option(help="A number for every weight, or one for every tensor.")] = Kind.parameter,
 ) -> None:
-    """Estimate how much each weight of a model matters on texts, for the guard `ewc`."""
+    """Estimate how much each weight of a model matters on texts, for the guard `ewc` and the method `fisher`."""
     from evomerge.study.verbs import estimate_fisher
 
     print(f"written: {estimate_fisher(model, texts, out, kind=per.value)}")
+
+
+@app.command("gram")
+def collect_gram(
+    model: Annotated[Path, typer.Argument(help="A model directory.")],
+    texts: Annotated[Path, typer.Option(help="JSONL with a text a line, of what the model is good at.")],
+    out: Annotated[Path, typer.Option(help="The file to write, as math-gram.safetensors: in * in numbers a linear layer.")],
+) -> None:
+    """Collect what goes into every linear layer of a model on texts, for the method `regmean` (a source's `gram`)."""
+    from evomerge.study.verbs import estimate_gram
+
+    print(f"written: {estimate_gram(model, texts, out)}")
 
 
 @app.command()

@@ -71,6 +71,7 @@ WINDOW = Dial("number", per_source=True, low=0.0, high=0.5, whole=True)  # DELLA
 STRENGTH = Dial("number", per_source=True, whole=True)  # of a source's singular values
 OWN_DIALS = {
     ("della", "epsilon"): WINDOW, ("della_linear", "epsilon"): WINDOW,
+    ("regmean", "weight"): STRENGTH, ("regmean", "alpha"): Dial("number", low=0.0, high=1.0, whole=True),
     ("tsvm", "weight"): STRENGTH, ("iso_c", "weight"): STRENGTH,
 }  # fmt: skip
 
@@ -113,6 +114,8 @@ METHOD_KNOBS: dict[str, dict[str, Any]] = {
     "tsvm": {"weight": 1.0, "lambda": 1.0},
     "iso_c": {"weight": 1.0, "lambda": 1.0},
     "fedavg": {"weight": 1.0, "clip_norm": REQUIRED, "lambda": 1.0},
+    "fisher": {"weight": 1.0, "epsilon": 1e-6},
+    "regmean": {"weight": 1.0, "alpha": 0.9},
     "passthrough": {"scale": 1.0},
 }  # fmt: skip
 # How many sources a method takes, where not any number: at least, at most
@@ -120,7 +123,7 @@ COUNTS = {
     "slerp": (1, 1), "nearswap": (1, 1), "arcee_fusion": (1, 1), "passthrough": (1, 1), "nuslerp": (2, 2), "model_stock": (2, 99),
 }  # fmt: skip
 # Methods over whole models, where the base may stand among the sources
-INCLUDES_BASE = ("linear", "passthrough", "nuslerp", "multislerp", "karcher")
+INCLUDES_BASE = ("linear", "passthrough", "nuslerp", "multislerp", "karcher", "fisher", "regmean")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")  # organisation/name, with a revision if wanted
 SYNONYMS = {"density": "drop_rate", "drop_rate": "density"}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -171,6 +174,8 @@ class Source:
 
     model: str
     adapter: str | None = None  # a directory or hub id of a LoRA over this model
+    fisher: str | None = None  # a file of `evomerge fisher`, for the method fisher
+    gram: str | None = None  # a file of `evomerge gram`, for the method regmean
 
     @property
     def location(self) -> str:
@@ -178,7 +183,8 @@ class Source:
         return f"{self.model}+{self.adapter}" if self.adapter else self.model
 
     def to_data(self) -> Any:
-        return {"model": self.model, "adapter": self.adapter} if self.adapter else self.model
+        told = {key: value for key, value in vars(self).items() if value is not None}
+        return told if len(told) > 1 else self.model
 
 
 @dataclass(frozen=True)
@@ -346,13 +352,14 @@ class Recipe:
 
 
 def _source(data: object, place: Place, root: Path | None) -> Source:
-    adapter = None
+    rest: dict[str, str] = {}
     if isinstance(data, Mapping):
-        block = Block(data, place, ["model", "adapter"])
-        data, adapter = block.text("model"), block.text("adapter", None)
+        block = Block(data, place, list(Source.__dataclass_fields__))
+        rest = {key: block.text(key) for key in ("adapter", "fisher", "gram") if key in block}
+        data = block.text("model")
     if not isinstance(data, str):
         raise RecipeError(f"{place}: expected the path of a model, found {describe(data)}")
-    return Source(_absolute(data, root), adapter and _absolute(adapter, root))
+    return Source(_absolute(data, root), **{key: _absolute(path, root) for key, path in rest.items()})
 
 
 def locate(location: str) -> Path:

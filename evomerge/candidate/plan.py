@@ -25,9 +25,9 @@ WHOLE_MODEL = {
     "density": ("ties", "variant paper trims over the whole model at once; give one number, or take variant mergekit"),
     "clip_norm": ("fedavg", "a model's whole delta is clipped at once; give one number"),
 }
-AVERAGES = ("linear", "multislerp", "karcher", "fedavg")  # divide by the sum of their weights
+AVERAGES = ("linear", "multislerp", "karcher", "fedavg", "fisher", "regmean")  # divide by the sum of their weights
 UNMERGED = ("F8", "C64")
-WITHOUT_BASE = ("linear", "passthrough")
+WITHOUT_BASE = ("linear", "passthrough", "fisher", "regmean")
 
 Groups = tuple[float, ...]  # one number for each of equal groups of rows
 

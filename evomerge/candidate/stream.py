@@ -16,9 +16,10 @@ from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest, refuse
 from evomerge.candidate.conveyor import Conveyor
 from evomerge.candidate.placement import Key, Load, Room, Shelf
 from evomerge.candidate.plan import Plan, Step, compare, resolve
+from evomerge.candidate.statistics import NEEDS, Statistics
 from evomerge.candidate.views import stood_for, views
 from evomerge.candidate.vocab import Realigned, refuse_strangers
-from evomerge.errors import RecipeError
+from evomerge.errors import CheckpointError, RecipeError
 from evomerge.masks import Trim
 from evomerge.methods.fedavg import squares
 from evomerge.methods.inputs import Inputs, Place
@@ -106,6 +107,7 @@ class Merge:
         if step.rule is None:
             return self.sources.copied(self.recipe, step)
         inputs, dtype = self.sources.inputs(self.recipe, step), TORCH_DTYPES[step.info.dtype]
+        known = {**known, **self.sources.measured(self.recipe, step)}
         if step.scale != 1:  # rounded once, after it
             return (merge_tensor(step.method, inputs, {**step.knobs, **known}, inputs.dtype) * step.scale).to(dtype)
         with kernels.into(self.targets.get(step.name)):
@@ -135,6 +137,7 @@ class Sources:
         self._doubts: dict[tuple[str, str, str, bool], list[str]] = {}
         self._inputs: dict[tuple[str, ...], Inputs] = {}
         self._tables: dict[tuple[str, ...], Table] = {}
+        self._statistics: dict[tuple[str, str], Statistics] = {}
 
     def checkpoint(self, location: str, role: str = "") -> Checkpoint:
         if location not in self._checkpoints:
@@ -179,6 +182,8 @@ class Sources:
         """A hash of every file that the recipe's result depends on, by its role; a model's is that of when it was first used."""
         models = {"base": recipe.base, **recipe.sources}
         found = {role: self._fingerprint(source.location) for role, source in models.items()}
+        files = [(role, kind, getattr(source, kind)) for role, source in models.items() for kind in ("fisher", "gram")]
+        found |= {f"{role}.{kind}": digest(Path(file)) for role, kind, file in files if file and Path(file).is_file()}
         return found | ({"heal.texts": _texts(recipe.heal.texts)} if recipe.heal else {})
 
     def _fingerprint(self, location: str) -> str:
@@ -273,6 +278,24 @@ class Sources:
             lengths = [math.sqrt(math.fsum(column)) for column in columns]
             found |= {step.name: lengths for step in steps}
         return found
+
+    def measured(self, recipe: Recipe, step: Step) -> dict[str, list[Tensor]]:
+        """Fisher diagonals or Gram matrices of a step's sources, for the methods that need them; all of them or none."""
+        kind = NEEDS.get(step.method)
+        if kind is None:
+            return {}
+        parts = [self._statistic(recipe, name, kind).read(step.origin(name) or step.name) for name in step.sources]
+        found = [part for part in parts if part is not None]
+        if found and len(found) < len(parts):
+            raise CheckpointError(f"{step.name}: only {len(found)} of {len(parts)} sources have a {kind} of it; make them alike")
+        return {f"{'diagonal' if kind == 'fisher' else kind}s": found} if found else {}
+
+    def _statistic(self, recipe: Recipe, name: str, kind: str) -> Statistics:
+        source = recipe.base if name == "base" else recipe.sources[name]
+        file = getattr(source, kind)
+        if (name, str(file)) not in self._statistics:
+            self._statistics[name, str(file)] = Statistics.open(kind, name, file, self.checkpoint(source.location))
+        return self._statistics[name, str(file)]
 
     def _trims(self, recipe: Recipe, rule: Rule, k: int, steps: Sequence[Step], inputs: Sequence[Inputs]) -> Sequence[Trim]:
         density = steps[0].knobs["density"][rule.sources[k]][0]

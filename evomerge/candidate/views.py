@@ -10,7 +10,7 @@ from dataclasses import replace
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.towers import in_towers
 from evomerge.candidate.vocab import Alignment, align, realigned
-from evomerge.recipe import Recipe, Source
+from evomerge.recipe import Recipe
 
 
 def views(recipe: Recipe, models: Mapping[str, Checkpoint]) -> tuple[dict[str, Checkpoint], Alignment | None]:
@@ -28,5 +28,5 @@ def stood_for(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     what = json.dumps([locations, recipe.tokenizer and recipe.tokenizer.to_data()])
     mark = hashlib.sha256(what.encode()).hexdigest()[:16]
     names = {role: f"{role}#{mark}" for role in ("base", *recipe.sources)}
-    sources = {role: Source(names[role]) for role in recipe.sources}
-    return replace(recipe, base=Source(names["base"]), sources=sources, tokenizer=None), names
+    sources = {role: replace(source, model=names[role], adapter=None) for role, source in recipe.sources.items()}
+    return replace(recipe, base=replace(recipe.base, model=names["base"], adapter=None), sources=sources, tokenizer=None), names

@@ -16,12 +16,14 @@ from evomerge.methods.arcee_fusion import arcee_fusion
 from evomerge.methods.combine import balance, combine
 from evomerge.methods.della import magprune
 from evomerge.methods.fedavg import fedavg
+from evomerge.methods.fisher import fisher
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.knobs import Knobs, Rows, no_average, ordered, per_source, rows, sums, whole_numbers
 from evomerge.methods.model_stock import model_stock
 from evomerge.methods.nearswap import nearswap
 from evomerge.methods.nuslerp import nuslerp
 from evomerge.methods.ram import ram, ramplus_tl
+from evomerge.methods.regmean import regmean
 from evomerge.methods.sce import sce
 from evomerge.methods.slerp import PARALLEL, STRAIGHT, cosine_of
 from evomerge.methods.slerp import slerp as interpolate
@@ -143,6 +145,8 @@ METHODS: dict[str, Method] = {
     "tsvm": tsvm,
     "iso_c": iso_c,
     "fedavg": fedavg,
+    "fisher": fisher,
+    "regmean": regmean,
     "passthrough": passthrough,
 }
 

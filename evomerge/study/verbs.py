@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import Progress
 from evomerge.candidate.merge import merge as merge_plain
+from evomerge.candidate.statistics import gram
 from evomerge.candidate.stream import Candidate, Sources
 from evomerge.errors import GuardError, ScoringError
 from evomerge.guards.criteria import criteria, refuse_undecidable
@@ -29,6 +31,9 @@ from evomerge.study.lab import Lab, split_documents
 from evomerge.study.line import budgets, held, known_documents, ledger_of, refuse_unasked
 from evomerge.study.moves import refuse_missing_fisher
 from evomerge.study.record import write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def merge(recipe: Recipe | str | Path, out: str | Path, *, progress: Progress | None = None) -> Path:
@@ -106,6 +111,27 @@ def estimate_fisher(model: str | Path, texts: str | Path, out: str | Path, *, ki
 
     Raises EvomergeError where there is no model, no tokenizer or no text; then nothing is written.
     """
+    checkpoint, module, rows = _read_with(model, texts)
+    diagonal = fisher(module, rows, checkpoint.tensors)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_fisher(out, diagonal, model=checkpoint.fingerprint, kind=kind)
+    return Path(out)
+
+
+def estimate_gram(model: str | Path, texts: str | Path, out: str | Path) -> Path:
+    """Collect what goes into every linear layer of a model directory on a JSONL file of texts, and store it for `regmean`.
+
+    Raises EvomergeError where there is no model, no tokenizer or no text; then nothing is written.
+    """
+    checkpoint, module, rows = _read_with(model, texts)
+    grams = gram(module, rows, checkpoint.tensors)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_fisher(out, grams, model=checkpoint.fingerprint)
+    return Path(out)
+
+
+def _read_with(model: str | Path, texts: str | Path) -> tuple[Checkpoint, PreTrainedModel, list[list[int]]]:
+    """A model on disk, itself live, and texts as the ids of its own tokenizer."""
     from transformers import AutoTokenizer
 
     sources = Sources()
@@ -115,10 +141,7 @@ def estimate_fisher(model: str | Path, texts: str | Path, out: str | Path, *, ki
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     longest = int(checkpoint.config.get("max_position_embeddings", LONGEST_ROW))
     rows = [tokenizer.encode(text)[:longest] for text in read_texts(locate(str(texts)))]
-    diagonal = fisher(Healer(sources).parent(str(model)), rows, checkpoint.tensors)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_fisher(out, diagonal, model=checkpoint.fingerprint, kind=kind)
-    return Path(out)
+    return checkpoint, Healer(sources).parent(str(model)), rows
 
 
 def release(ledger: str | Path, line: str, name: str, model: str | Path, scores: str | Path) -> Ledger:

@@ -29,6 +29,8 @@ KNOBS = {
     "tsvm": {"lambda": 0.8},
     "iso_c": {"lambda": 1.3},
     "fedavg": {"weight": (100, 250, 75), "clip_norm": 0.1},
+    "fisher": {"weight": (0.5, 0.25, 0.75)},  # with what was measured: test_measured.py
+    "regmean": {"weight": (0.5, 0.25, 0.75)},
     "passthrough": {"scale": 0.9},
 }
 # the same methods with everything else said otherwise than by default
@@ -57,6 +59,8 @@ OTHERWISE = {
     "tsvm": {"weight": (0.5, -1.0, 2.0)},
     "iso_c": {"weight": (0.5, -1.0, 2.0)},
     "fedavg": {"weight": (0.5, -0.1, 0.2), "clip_norm": 1e3, "lambda": 0.5},
+    "fisher": {"weight": (0.5, -0.25, 0.75), "epsilon": 0.1},
+    "regmean": {"weight": (0.5, -0.25, 0.75), "alpha": 0.5},
     "passthrough": {},
 }  # fmt: skip
 ONE_SOURCE = tuple(method for method, (_, most) in COUNTS.items() if most == 1)

@@ -268,7 +268,15 @@ def fedavg(base, sources, knobs, shape):
     return base + knobs.get("lambda", 1.0) * total / sum(knobs["weight"])
 
 
+def average(base, sources, knobs, shape):
+    """Fisher averaging and RegMean where nothing was measured."""
+    weight = each(knobs.get("weight", 1.0), sources)
+    return sum(w * s for w, s in zip(weight, sources, strict=True)) / sum(weight)
+
+
 OTHERS = {
+    "fisher": average,
+    "regmean": average,
     "tsvm": tsvm,
     "iso_c": iso_c,
     "fedavg": fedavg,

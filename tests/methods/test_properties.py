@@ -40,6 +40,8 @@ ALIKE = {
     "ram": {"epsilon": 0.0},
     "ramplus_tl": {"epsilon": 0.0},
     "fedavg": {"weight": (0.5, -0.1, 0.9), "clip_norm": 1e30},
+    "fisher": {"weight": (0.5, -0.1, 0.9)},
+    "regmean": {"weight": (0.5, -0.1, 0.9)},
     "passthrough": {},
 }
 # and those in whose formulas no length stands
