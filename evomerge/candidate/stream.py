@@ -129,6 +129,7 @@ class Sources:
         self.resident = resident
         self.device = torch.device(device)
         self.shelf = Shelf(self.device, room)
+        self._settled: set[tuple[object, ...]] = set()
         self._carried: Mapping[Key, Tensor] = {}
         self._known: dict[tuple[str, ...], dict[Hashable, Any]] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -198,8 +199,11 @@ class Sources:
 
     def settle(self, recipe: Recipe, plan: Plan) -> None:
         """Decides where the tensors behind a plan stay, if they do; see placement.py."""
-        if self.resident:
+        steps = ((step.name, step.sources) for step in plan.steps)
+        behind = (recipe.base.location, *_locations(recipe, [*recipe.sources]), *steps)
+        if self.resident and behind not in self._settled:
             self.shelf.assign([self._load(recipe, step) for step in plan.steps])
+            self._settled.add(behind)
 
     def _load(self, recipe: Recipe, step: Step) -> Load:
         sizes = {key: self.checkpoint(key[0]).size_of(key[1]) for key in _keys(recipe, step).values()}

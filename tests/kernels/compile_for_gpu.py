@@ -38,7 +38,6 @@ for keep in (ALL, TRIM, DROP, BAND, RANK):
     for signs in (False, True):
         options = {"K": K, "SUBTRACT": True, "KEEP": keep, "SIGNS": signs, "BLOCK": 1024}
         compile_one(_sums, models("*bf16", K, "*fp32") | NUMBERS | {"partial": "*fp32"}, options)
-combine(ALL, False, 16, "*fp16")
 combine(ALL, False, K, "*fp32")
 combine(TRIM, True, 16, "*fp16")
 
