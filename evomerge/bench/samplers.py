@@ -1,4 +1,4 @@
-"""Every sampler of the table on the landscape with noise: regret against evaluations, and seconds a proposal."""
+"""Every sampler of the table on the landscape with noise: regret against evaluations, and CPU time a proposal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = {"gp": 100}  # evaluations beyond which a sampler takes seconds each
 
 
 class Path(NamedTuple):
-    """Regret after each checkpoint, in points, and the mean time of a proposal in milliseconds."""
+    """Regret after each checkpoint, in points, and the mean CPU time of a proposal in milliseconds."""
 
     regret: dict[int, float]
     milliseconds: float
@@ -32,7 +32,7 @@ def bench_samplers(
     for dims in dimensions:
         points = [point for point in CHECKPOINTS if point <= trials] or [trials]
         yield f"{machine()}: {dims} dimensions, {DOCUMENTS} documents an evaluation, {seeds} seeds; regret in points after"
-        head = ["sampler", *map(str, points), "ms a proposal"]
+        head = ["sampler", *map(str, points), "ms of CPU a proposal"]
         rows = [head]
         for name in names or sorted(set(SAMPLERS) - {"auto"}):
             count = min(trials, LIMITS.get(name, trials))
@@ -57,17 +57,17 @@ def regret_path(name: str, dims: int, trials: int, points: Sequence[int], seed: 
     study = optuna.create_study(direction="maximize", sampler=sampler)
     best, spent, regret = (-1.0, 0.0), 0.0, {}
     for count in range(1, trials + 1):
-        begun = time.perf_counter()
+        begun = time.process_time()
         trial = study.ask(space)
-        spent += time.perf_counter() - begun
+        spent += time.process_time() - begun
         scores = landscape.score(trial.params, range(DOCUMENTS))
         if getattr(sampler, "wants_documents", False):
             trial.set_user_attr("documents", [float(score) for score in scores[:72]])
         estimate = float(scores.mean())
         best = max(best, (estimate, landscape.mean(trial.params)))
-        begun = time.perf_counter()
+        begun = time.process_time()
         study.tell(trial, estimate)
-        spent += time.perf_counter() - begun
+        spent += time.process_time() - begun
         if count in points:
             regret[count] = 100 * (landscape.top - best[1])
     return Path(regret, 1000 * spent / trials)
