@@ -36,7 +36,7 @@ from evomerge.study.record import Journal, Record, held, room_in
 from evomerge.study.sealed import openings, refuse_second_look
 from evomerge.study.selection import Judge, contending, finalists
 from evomerge.study.stages import Stages
-from evomerge.study.storage import Copy, copying, refuse_url
+from evomerge.study.storage import Copy, copying, refuse_unreachable
 from evomerge.study.trial import Arena, Outcome, live
 from evomerge.study.warmstart import kept
 from evomerge.study.watch import Nobody, Watcher
@@ -76,7 +76,7 @@ def search(
         connect(ray)
         directory = directory.resolve()  # other processes than this one write there
     if storage is not None:
-        refuse_url(storage)
+        refuse_unreachable(storage)
     splits, fingerprints = prepare(experiment)
     taken = [] if ray is not None else seats(experiment.scoring, workers)
     identity = {**experiment.identity(), "documents": splits.hash, **fingerprints}

@@ -135,6 +135,12 @@ def refuse_url(url: str) -> None:
         raise MissingExtra('--storage: psycopg2 is not installed: pip install "evomerge[postgresql]"')
 
 
+def refuse_unreachable(url: str) -> None:
+    """As above, and StudyError where no database answers there: known before anything is written."""
+    refuse_url(url)
+    _connected(url, hidden(url)).remove_session()
+
+
 def hidden(url: str) -> str:
     """The URL without its password."""
     from sqlalchemy.engine import make_url

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import optuna
 import pytest
@@ -68,10 +67,9 @@ def test_a_killed_controller_and_a_server_that_is_away_at_the_end_are_made_up_fo
 
 def test_a_server_that_does_not_answer_at_the_beginning_is_refused_in_one_line(slow, server, tmp_path):  # noqa: F811
     server.kill()
-    begun = time.monotonic()
     done = finished(arguments(slow, tmp_path / "study", "--storage", server.url))
 
     assert done.returncode == 2
     assert "cannot be opened" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert time.monotonic() - begun < 60
+    assert not (tmp_path / "study").exists()
