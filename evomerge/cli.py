@@ -124,8 +124,12 @@ def merge(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done with every tensor; read and write none.")
     ] = False,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Write a LoRA of this rank over the base instead; says how much it keeps."),
+    ] = None,
 ) -> None:
-    """Merge one recipe into a model directory."""
+    """Merge one recipe into a model directory, or into a LoRA adapter."""
     from evomerge.candidate import merge as merging
     from evomerge.mergekit import read_recipe
 
@@ -137,6 +141,11 @@ def merge(
         return
     if out is None:
         raise EvomergeError("merge: nowhere to write; add --out DIR, or --dry-run to see the plan")
+    if lora_rank:
+        from evomerge.candidate.lora import merge_to_lora
+
+        print(f"written: {out}; {merge_to_lora(given, out, lora_rank)}")
+        return
     from evomerge.study.verbs import merge as run
 
     print(f"written: {run(given, out)}")

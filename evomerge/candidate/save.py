@@ -51,7 +51,7 @@ def save(
     copied = [copy_from / name for name in COPIED if (copy_from / name).is_file()] if copy_from else []  # none beside a file
     shards = split(candidate.manifest, shard_size)
     refuse_existing(target)
-    with _written_whole(target) as folder:
+    with written_whole(target) as folder:
         _check_room(folder, sum(info.bytes for info in candidate.manifest.values()), copied)
         _write_weights(candidate, folder, shards)
         if candidate.config:
@@ -86,7 +86,7 @@ def split(manifest: Mapping[str, TensorInfo], shard_size: int) -> dict[str, dict
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """A folder beside the target that takes its name once all is on the disk, and vanishes if anything goes wrong."""
     partial = target.with_name(f".{target.name}.partial")
     try:

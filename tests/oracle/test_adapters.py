@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from evomerge.candidate.checkpoint import Checkpoint
+from evomerge.candidate.lora import merge_to_lora
+from evomerge.document import Place
 from evomerge.errors import CheckpointError
+from evomerge.recipe import Recipe
 from tests.candidate.conftest import llama
 
 KINDS = {
@@ -71,3 +74,21 @@ def test_dora_is_refused_as_peft_writes_it(tmp_path):
 
     with pytest.raises(CheckpointError, match="is a DoRA adapter"):
         Checkpoint.open(f"{tmp_path / 'base'}+{tmp_path / 'lora'}")
+
+
+def test_a_merge_written_as_a_lora_loads_in_peft(tmp_path):
+    for seed, name in enumerate(("base", "math", "code")):
+        llama(seed).save_pretrained(tmp_path / name)
+    rules = [{"match": "*", "method": "task_arithmetic", "weight": 0.4}]
+    recipe = Recipe.from_data(
+        {"base": "base", "sources": {"math": "math", "code": "code"}, "rules": rules}, Place("test"), tmp_path
+    )
+
+    merge_to_lora(recipe, tmp_path / "lora", 12)
+
+    wrapped = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "lora")
+    merged = wrapped.merge_and_unload().state_dict()
+    checkpoint = Checkpoint.open(f"{tmp_path / 'base'}+{tmp_path / 'lora'}")
+    assert len(checkpoint.changes) == 15
+    for name in checkpoint.tensors:
+        assert_close(checkpoint.read(name).float(), merged[name], rtol=1e-5, atol=1e-6)
