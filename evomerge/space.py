@@ -7,8 +7,14 @@
     {range: [0.1, 1.0], start: [0.2, 0.5]}       several beginnings: each is tried, and the search goes on from the best
     {choice: [a, b]}                    one of several values, or of several sub-trees that are joined with the keys beside them
 
-A parameter's name is its path in the file: `rules[0].weight.math@2`. Every parameter is proposed in every trial, also those of
-a sub-tree that was not chosen: samplers then see one fixed space, and none falls back to random search in silence.
+A slice of a stack may be open too, and with `repeat` it stands several times, each with parameters of its own:
+
+    {repeat: 4, layers: {choice: [0, 1, 2]}, on: {choice: [true, false]}, scale: {range: [0.5, 1.5]}}
+
+A parameter's name is its path in the file: `rules[0].weight.math@2`. Every parameter is proposed in every trial, also those of a
+sub-tree that was not chosen or a slice that is off: samplers then see one fixed space, and none falls back to random search in
+silence. `active` says which of them had a say: CMA-ES learns nothing from the others, and recipes that differ in nothing else
+are one recipe, whose scores are reused.
 """
 
 from __future__ import annotations
@@ -74,6 +80,7 @@ class Space:
                 f"{place / 'tokenizer'}: a search scores every candidate with the base's tokenizer; give each source the base's"
                 " vocabulary first (evomerge merge, tokenizer: base), and search over what comes out"
             )
+        template = _repeated(template, place)
         space = cls(template, place, root, tuple(_parameters(template, "", place)))
         _check_starts(space)
         for corner in space.corners():
@@ -91,6 +98,10 @@ class Space:
         """All beginnings."""
         count = max((len(p.starts) for p in self.parameters), default=1)
         return [{p.name: p.start(place) for p in self.parameters} for place in range(count)]
+
+    def active(self, values: Mapping[str, float | int]) -> set[str]:
+        """The parameters that these values leave a say: none of an option that was not chosen, nor of a slice that is off."""
+        return set(_active(self.template, "", values))
 
     def corners(self) -> Iterator[dict[str, float | int]]:
         """All ranges at their low, then their high end, for each option of each choice: what must already be a valid recipe."""
@@ -118,6 +129,41 @@ def suggest(space: Space, trial: BaseTrial) -> Recipe:
 def parameters_of(template: Mapping[str, Any], place: Place) -> tuple[Parameter, ...]:
     """The dimensions of a recipe with ranges, in the order of the file."""
     return tuple(_parameters(template, "", place))
+
+
+def _repeated(template: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """A slice with `repeat: N` stands N times, each with parameters of its own."""
+    slices = template.get("slices")
+    if not isinstance(slices, list):
+        return template
+    found: list[Any] = []
+    for i, part in enumerate(slices):
+        block = part if isinstance(part, Mapping) else {}
+        count = Block({"repeat": block.get("repeat", 1)}, place / "slices" / i, ["repeat"]).integer("repeat", low=1)
+        found += [{key: value for key, value in block.items() if key != "repeat"}] * count if block else [part]
+    return {**template, "slices": found}
+
+
+def _active(tree: Any, path: str, values: Mapping[str, float | int]) -> Iterator[str]:
+    if isinstance(tree, list):
+        for i, item in enumerate(tree):
+            yield from _active(item, f"{path}[{i}]", values)
+    if not isinstance(tree, Mapping):
+        return
+    if "range" in tree:
+        yield from _names(path, int(tree.get("rows", 1)), int(tree.get("points", 1)))
+        return
+    if "on" in tree and _fill(tree["on"], _join(path, "on"), values) is False:
+        yield from _active(tree["on"], _join(path, "on"), values)
+        return
+    for key, item in tree.items():
+        if key != "choice":
+            yield from _active(item, _join(path, str(key)), values)
+            continue
+        name = _join(path, "choice")
+        yield name
+        chosen = int(values[name])
+        yield from _active(item[chosen], f"{name}[{chosen}]", values)
 
 
 def _parameters(tree: Any, path: str, place: Place) -> Iterator[Parameter]:

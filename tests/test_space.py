@@ -140,3 +140,54 @@ def test_a_space_that_cannot_work_is_refused_before_the_search(change, message):
         space(TEXT.replace(*change))
 
     assert message in str(caught.value)
+
+
+STACK = """
+base: b
+sources: {math: m}
+slices:
+  - {source: base, layers: [0, 4]}
+  - repeat: 3
+    source: {choice: [base, math]}
+    layers: {choice: [1, 2, 3]}
+    on: {choice: [true, false]}
+    scale: {range: [0.5, 1.5]}
+  - {layers: [4, 8], rules: [{match: "*", method: slerp, t: {range: [0, 1], points: 2}}]}
+rules: [{match: "*", method: linear, weight: 1.0}]
+"""
+
+
+def test_a_slice_that_is_repeated_has_parameters_of_its_own_each_time():
+    stack = space(STACK)
+
+    assert [p.name for p in stack.parameters[:4]] == [
+        "slices[1].source.choice", "slices[1].layers.choice", "slices[1].on.choice", "slices[1].scale",
+    ]  # fmt: skip
+    assert len(stack.parameters) == 3 * 4 + 2
+    assert [part.count for part in stack.build(stack.start()).slices] == [4, 1, 1, 1, 4]
+
+
+def test_what_is_off_has_no_say_and_makes_no_other_recipe():
+    stack = space(STACK)
+    start = stack.start() | {"slices[2].on.choice": 1, "slices[1].layers.choice": 2, "slices[1].source.choice": 1}
+    other = start | {"slices[2].scale": 1.4, "slices[2].layers.choice": 2}
+
+    assert stack.build(other).key() == stack.build(start).key()
+    assert len(stack.build(start).slices) == 4
+    assert stack.build(start).slices[1].layers == {"math": (3, 4)}
+    idle = {p.name for p in stack.parameters} - stack.active(start)
+    assert idle == {"slices[2].scale", "slices[2].layers.choice", "slices[2].source.choice"}
+
+
+def test_an_option_that_was_not_chosen_has_no_say():
+    drawn = {**space().start(), "rules[0].choice": 0, "heal.choice": 0}
+
+    assert {p.name for p in space().parameters} - space().active(drawn) == {
+        "rules[0].choice[1].drop_rate.math", "heal.choice[1].teachers.math",
+    }  # fmt: skip
+    assert "rules[0].choice[1].drop_rate.math" in space().active({**drawn, "rules[0].choice": 1})
+
+
+def test_a_space_that_can_switch_everything_off_is_refused():
+    with pytest.raises(RecipeError, match="no layer is left; let at least one slice be without `on: false`"):
+        space("{base: b, sources: {m: m}, rules: [], slices: [{source: m, layers: 0, on: {choice: [true, false]}}]}")

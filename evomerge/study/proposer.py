@@ -52,4 +52,6 @@ def sampler_of(experiment: Experiment, record: Record | None = None, starts: Seq
         from evomerge.study.discrepancy import scales
 
         options = {**options, "scales": scales(space)}
+    if name == "cmaes":
+        options = {**options, "active": space.active}
     return make_sampler(name, **known, **{**options, **search.sampler_options})

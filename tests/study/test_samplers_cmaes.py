@@ -400,3 +400,23 @@ def test_the_ends_of_a_logarithmic_integer_have_room_around_them():
     drawn = [cube.params(np.array([x]))["k"] for x in (np.arange(10_000) + 0.5) / 10_000]
 
     assert [drawn.count(k) / 10_000 for k in (1, 2, 3)] == pytest.approx([0.5646, 0.2625, 0.1729], abs=2e-4)
+
+
+def test_what_a_choice_leaves_unused_is_not_learned_from():
+    """Two studies that differ in nothing but numbers without a say go on alike; were they learned from, they would not."""
+    space = {"on": CategoricalDistribution((0, 1)), "scale": FloatDistribution(0.0, 1.0), "x": FloatDistribution(0.0, 1.0)}
+    rng = random.Random(0)
+    trials = [{"on": i % 2, "scale": rng.random(), "x": rng.random()} for i in range(40)]
+    others = [{**params, "scale": params["scale"] if params["on"] else rng.random()} for params in trials]
+
+    def next_params(history, active):
+        values = [params["x"] + params["on"] * params["scale"] for params in history]
+        told = [create_trial(params=p, distributions=space, value=v) for p, v in zip(history, values, strict=True)]
+        return study_of(space, told, seed=1, population=8, active=active).ask(space).params
+
+    def used(params):
+        return {"on", "x", *["scale"] * params["on"]}
+
+    assert next_params(trials, used) == next_params(others, used)
+    assert next_params(trials, None) != next_params(others, None)
+    assert next_params(trials, used)["scale"] != next_params(trials, None)["scale"]

@@ -6,7 +6,7 @@ Optuna's own CmaEsSampler ignores constraints and starts again from nothing when
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,7 @@ class CmaEs(Seeded):
         lr_adapt: smaller steps where the noise is large; for budgets of thousands of trials.
         collapsed: a largest standard deviation below this ends a run.
         scales: factors of the first standard deviation, by name; 1 where there is none.
+        active: which parameters the values of a trial leave a say; what others were is not learned from.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class CmaEs(Seeded):
         lr_adapt: bool = False,
         collapsed: float = 1e-4,
         scales: Mapping[str, float] | None = None,
+        active: Callable[[Mapping[str, Any]], Container[str]] | None = None,
     ) -> None:
         super().__init__(seed=seed, space=space, start=start)
         self.scales = dict(scales or {})
+        self.active = active
         self.sigma, self.population, self.lr_adapt, self.collapsed = sigma, population, lr_adapt, collapsed
         self._replays: list[Replay] = []  # a stack: pop and append are atomic, so threads take different ones
 
@@ -114,8 +117,16 @@ class CmaEs(Seeded):
         for trial in arrived[len(replay.seen) :]:
             replay.seen.append(trial.number)
             if cube.space.keys() <= trial.params.keys():
-                replay.evolution.tell(_told(trial, cube, sign))
+                replay.evolution.tell(self._without_idle(trial, cube, _told(trial, cube, sign)))
         return replay
+
+    def _without_idle(self, trial: FrozenTrial, cube: Cube, told: Told) -> Told:
+        """A number that the trial's choices left unused says nothing: it is told as NaN."""
+        if self.active is None:
+            return told
+        used = self.active(trial.params)
+        idle = [name not in used and not options for name, options in zip(cube.space, cube.options, strict=True)]
+        return told._replace(point=np.where(idle, np.nan, told.point))
 
     def _best_start(self, arrived: Sequence[FrozenTrial], cube: Cube, sign: float) -> Mapping[str, Any]:
         """The beginning that turned out best so far; the first before any did."""

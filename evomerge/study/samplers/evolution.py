@@ -80,7 +80,7 @@ class Evolution:
 
     def tell(self, told: Told) -> None:
         """No generation waits: as soon as a population of results is there, whoever asked for them, the distribution moves."""
-        self.waiting.append(told)
+        self.waiting.append(self._filled(told))
         if len(self.waiting) < self.population:
             return
         order = ranks(self.waiting)
@@ -93,6 +93,15 @@ class Evolution:
         if self._is_collapsed():
             self.restarts += 1
             self._begin()
+
+    def _filled(self, told: Told) -> Told:
+        """What was not used, NaN, is put where the distribution's mean is: it moves nothing."""
+        idle = np.isnan(told.point)
+        if not idle.any():
+            return told
+        mean = np.full(len(idle), 0.5)
+        mean[self._numbers] = self._cma.mean
+        return told._replace(point=np.where(idle, mean, told.point))
 
     def _learn_choices(self, order: list[float]) -> None:
         best_first = sorted(range(len(order)), key=lambda i: order[i])
