@@ -137,10 +137,10 @@ class Closing:
             _, result = next(self.executor.run(iter([_once(outcome.name, Job(outcome.recipe, {}, save=directory / "model"))])))
             if result.error:
                 raise StudyError(f"{outcome.name} cannot be written: {result.error}")
-            self.record.write("best/recipe.yaml", recipe)
             theirs, wordless = expressed(outcome.recipe)
             if not wordless:
                 self.record.write("best/recipe.mergekit.yaml", theirs)
+            self.record.write("best/recipe.yaml", recipe)  # last: where it is, the rest is whole
         return {f"model/{path.name}": _sha256(path) for path in sorted((directory / "model").iterdir())}
 
     def _seal(
