@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,6 +11,13 @@ if not Path("/dev/nvidia0").exists():
 import pytest
 
 from tests.laboratory import build
+
+with contextlib.suppress(ImportError):  # the environments of make test-oracle, test-vllm and test-system do without
+    from hypothesis import HealthCheck, settings
+
+    # machines are shared: how long an example takes says nothing about the code
+    settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("shared")
 
 
 @pytest.fixture
