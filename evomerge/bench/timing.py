@@ -29,7 +29,7 @@ def _on_cpu(function: Callable[[], object]) -> float:
 
 
 def _on_gpu(function: Callable[[], object]) -> float:
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch has no types for it
     begun.record()
     function()
     ended.record()

@@ -22,6 +22,7 @@ class Conveyor(Generic[Batch]):
 
     def __init__(self, device: torch.device, fetch: Fetch[Batch]) -> None:
         self.device, self.fetch = device, fetch
+        # torch has no types for streams
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def run(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Mapping[Key, Tensor]]]:

@@ -164,7 +164,9 @@ class Realigned(Checkpoint):
 
     @property
     def fingerprint(self) -> str:
-        raise NotImplementedError("the fingerprint is that of the model as it lies on disk")
+        """That of the model as it lies on disk: how its rows are aligned is the recipe's word, and part of its key."""
+        assert self.inner is not None
+        return self.inner.fingerprint
 
     @property
     def tokenizer(self) -> str | None:

@@ -23,7 +23,7 @@ class NoMeeting(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not lo
 
 
 @dataclass
-class Delivery(WeightTransferUpdateInfo):  # type: ignore[misc]
+class Delivery(WeightTransferUpdateInfo):  # type: ignore[misc]  # the same
     """A parcel, field by field as vLLM wants it."""
 
     weights: Any = None
@@ -36,7 +36,7 @@ class Delivery(WeightTransferUpdateInfo):  # type: ignore[misc]
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
-class CandidateTransfer(WeightTransferEngine):  # type: ignore[misc]
+class CandidateTransfer(WeightTransferEngine):  # type: ignore[misc]  # the same
     """One rank's end of it; between start and finish vLLM lays each layer's weights out as its kernels want them."""
 
     init_info_cls = NoMeeting
