@@ -53,14 +53,15 @@ def finished(words):
     return subprocess.CompletedProcess(words, running.returncode, shown, said)
 
 
-def until(running, name):
-    """Wait until a running search has come to a phase, or has scored a candidate, whose name begins so; its lines until then."""
+def until(running, name="", text=""):
+    """Wait for a phase or a scored candidate whose name begins so, or for a note with the text; the lines until then."""
     said = []
     for line in running.stderr:
         said.append(line)
-        if line.startswith("{") and json.loads(line).get("name", "").startswith(name):
+        event = json.loads(line) if line.startswith("{") else {}
+        if event.get("name", "").startswith(name) and text in event.get("text", ""):
             return said
-    raise AssertionError(f"ended before {name}: {said[-3:]}")
+    raise AssertionError(f"ended before {name}{text}: {said[-3:]}")
 
 
 def forked(act, arm=lambda: None):
