@@ -3,10 +3,13 @@
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from evomerge.document import dump_yaml, parse_yaml
+from evomerge.study.search import search
+from evomerge.study.watch import Nobody
 
 SCORER = '''
 """Right on a document when the merged numbers are near enough to a target; documents differ in how near is enough."""
@@ -64,3 +67,21 @@ def change(laboratory: Path, **blocks) -> Path:
         data[block] = {**data[block], **keys}
     (laboratory / "space.yaml").write_text(dump_yaml(data))
     return laboratory / "space.yaml"
+
+
+class StopAt(Nobody):
+    """Stops a study, as Ctrl-C would, when a phase begins."""
+
+    def __init__(self, phase: str) -> None:
+        self.last = phase
+
+    def phase(self, name: str, total: int | None) -> None:
+        if name == self.last:
+            raise KeyboardInterrupt
+
+
+def stopped(laboratory: Path, at: str) -> Path:
+    """The laboratory's study, stopped when a phase begins."""
+    with pytest.raises(KeyboardInterrupt):
+        search(laboratory / "space.yaml", laboratory / "study", workers=1, watch=StopAt(at))
+    return laboratory / "study"

@@ -88,14 +88,19 @@ def _row(found: dict[str, Any]) -> tuple[float, list[str]]:
 
 
 def _summary(values: Sequence[float]) -> str:
-    """Mean gain over the seeds with its interval by t."""
+    reach = f" over {len(values)} seeds" if len(values) > 1 else ", one seed"
+    return f"mean gain {mean_and_interval(values, unit=' points')}{reach}"
+
+
+def mean_and_interval(values: Sequence[float], unit: str = "") -> str:
+    """The mean of a few seeds' gains, with its interval of 95 % by t; of one seed the gain alone."""
     from scipy.special import stdtrit
 
     mean = statistics.mean(values)
     if len(values) < 2:
-        return f"mean gain {mean:+.1f} points, one seed"
+        return f"{mean:+.1f}{unit}"
     reach = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"mean gain {mean:+.1f} points [{mean - reach:+.1f}, {mean + reach:+.1f}] over {len(values)} seeds"
+    return f"{mean:+.1f}{unit} [{mean - reach:+.1f}, {mean + reach:+.1f}]"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,8 +11,6 @@ is kept: the command can be run again.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,21 +19,18 @@ from evomerge.document import dump_yaml, read_yaml
 
 from .foretelling import foretell
 from .kept import tables
-from .studies import python, train
+from .studies import parser_of, python, show, train
 
 VARIANTS = ("guarded", "unguarded")
 ENDS = (0, 3, 4, 5)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evomerge.zoo.keeping", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("space", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", required=True, help="of the families")
+    parser = parser_of(__doc__)
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--trials", type=int, help="trials of each search, instead of the space's own")
     parser.add_argument("--families", type=Path, help="a folder with seed-N/models in it; OUT if not given")
     parser.add_argument("--foretell", type=int, default=0, metavar="N", help="candidates of each unguarded search to be measured")
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args(arguments)
     studies = [
         Study(asked.space, (asked.families or asked.out) / f"seed-{seed}/models", asked.out / f"seed-{seed}", search_seed)
@@ -47,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for study in studies if asked.foretell else ():
         foretell(study.models, study.experiment("guarded"), study.folder("unguarded"), study.foretold, asked.foretell)
     lines = tables(asked.out, asked.seeds, asked.search_seeds)
-    (asked.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join(lines) + "\n")
+    show(lines, asked.out)
 
 
 class Study(NamedTuple):

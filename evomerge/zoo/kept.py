@@ -13,7 +13,7 @@ from evomerge.guards.paired import Comparison, compare_tasks
 from evomerge.report.tables import markdown
 from evomerge.scoring.scores import Scores
 
-from .findings import certificate
+from .findings import certificate, mean_and_interval
 from .foretelling import correlations
 
 HEADS = [
@@ -68,7 +68,7 @@ def tables(out: Path, seeds: Sequence[int], search_seeds: Sequence[int]) -> list
             cells = [cell for one in winners.values() for cell in one.cells]
             rows.append([str(seed), str(search_seed), *cells, *_points(cost)])
     summary = [f"{variant}: {_kept(winners)}" for variant, winners in found.items()]
-    mean = _interval([statistics.mean(costs) for costs in given_up.values()])
+    mean = mean_and_interval([100 * statistics.mean(costs) for costs in given_up.values()])
     lines = [*markdown(rows, left=2), "", *summary, f"given up for it: {mean} points of mean skill over {len(seeds)} families"]
     foretold = correlations(sorted(out.glob("seed-*/foretold-*.json")))
     return [*lines, "", *foretold] if foretold else lines
@@ -105,14 +105,3 @@ def _kept(winners: Sequence[Winner]) -> str:
     offered = [one for one in winners if one.guards]
     lose, shown, without = sum(one.loses for one in offered), sum(one.shown for one in offered), len(winners) - len(offered)
     return f"{lose} of {len(winners)} winners lose more than is allowed, {shown} beyond doubt; {without} studies without one"
-
-
-def _interval(values: Sequence[float]) -> str:
-    """Mean in points, with its interval by t over the families."""
-    from scipy.special import stdtrit
-
-    mean = 100 * statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:+.1f}"
-    reach = 100 * float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.1f} [{mean - reach:+.1f}, {mean + reach:+.1f}]"

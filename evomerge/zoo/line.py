@@ -11,10 +11,8 @@ already is kept: the command can be run again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from evomerge.study.verbs import release
 from .curriculum import ExpertRule, train_expert
 from .releases import tables
 from .skills import SKILLS, TARGETS
-from .studies import python, train
+from .studies import parser_of, python, show, train
 from .train import print_point, write_history
 
 STEPS = (*TARGETS, *TARGETS[:2])  # the skills that arrive
@@ -36,14 +34,11 @@ RULE = ExpertRule(goal=0.86, every=5, cap=140)  # 140 steps of 2,048 tokens: und
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evomerge.zoo.line", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("space", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", required=True, help="of the families; their bases begin the lines")
+    parser = parser_of(__doc__)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=len(STEPS), choices=range(1, len(STEPS) + 1))
     parser.add_argument("--trials", type=int, help="trials of each search, instead of the space's own")
     parser.add_argument("--families", type=Path, help="a folder with seed-N/models in it; OUT if not given")
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args(arguments)
     for seed in asked.seeds:
         models = (asked.families or asked.out) / f"seed-{seed}/models"
@@ -53,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             line = Line(asked.space, models / "base", asked.out / f"seed-{seed}/{variant}", seed, asked.trials)
             line.run(asked.steps)
     lines = tables(asked.out, asked.seeds, asked.variants, asked.steps)
-    (asked.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join(lines) + "\n")
+    show(lines, asked.out)
 
 
 class Line(NamedTuple):

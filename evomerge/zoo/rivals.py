@@ -12,11 +12,8 @@ document that steered nothing. Each step that is there already is kept: the comm
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,8 @@ from evomerge.document import dump_yaml, read_yaml
 from evomerge.report.tables import markdown
 from evomerge.scoring.scores import Scores
 
-from .studies import UNSEEN
+from .findings import mean_and_interval
+from .studies import UNSEEN, parser_of, python, show
 
 RIVALS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -39,13 +37,10 @@ CHEAPEST = 4  # a trial of ours takes a quarter of the search documents on avera
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evomerge.zoo.rivals", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("space", type=Path)
+    parser = parser_of(__doc__)
     parser.add_argument("--families", type=Path, required=True, help="folder with seed-N/models")
-    parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--rivals", nargs="+", choices=tuple(RIVALS), default=list(RIVALS))
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args(arguments)
     found: dict[tuple[int, str], dict[str, float]] = {}
     for seed in asked.seeds:
@@ -53,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for rival in asked.rivals:
             found[seed, rival] = run(asked.space, models, asked.out / f"seed-{seed}", rival, asked.documents)
     lines = table(found, asked.documents)
-    (asked.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join(lines) + "\n")
+    show(lines, asked.out)
 
 
 def run(space: Path, models: Path, out: Path, rival: str, documents: int) -> dict[str, float]:
@@ -63,7 +57,7 @@ def run(space: Path, models: Path, out: Path, rival: str, documents: int) -> dic
     data = experiment(space, models, rival, documents)
     file, study = out / f"{rival}.yaml", out / rival
     file.write_text(dump_yaml(data), encoding="utf-8")
-    _python("search", str(file), "--out", str(study), "--resume", "--reopen", ends=(0, 3, 5))
+    python("evomerge.cli", "search", str(file), "--out", str(study), "--resume", "--reopen", ends=(0, 3, 5))
     return {name: unseen(study, data, out, best(study, limit)) for name, limit in marks(documents).items()}
 
 
@@ -134,7 +128,7 @@ def unseen(study: Path, data: dict[str, Any], out: Path, recipe: Path) -> float:
         file = out / "unseen.yaml"
         file.write_text(dump_yaml(every), encoding="utf-8")
         rows.parent.mkdir(exist_ok=True)
-        _python("eval", str(recipe), "--suite", str(file), "--split", "sealed", "--out", str(rows))
+        python("evomerge.cli", "eval", str(recipe), "--suite", str(file), "--split", "sealed", "--out", str(rows))
     scores, splits = Scores.read(rows), json.loads((study / "splits.json").read_text(encoding="utf-8"))
     steered = {task: {*splits["search"][task], *splits["select"][task]} for task in scores.tasks}
     means = [statistics.mean(v for doc, v in scores.values(task).items() if doc not in steered[task]) for task in scores.tasks]
@@ -153,28 +147,11 @@ def table(found: dict[tuple[int, str], dict[str, float]], documents: int) -> lis
         gains = ["", ""]
         if "ours" in rivals:
             gains = [
-                _gain([found[seed, "ours"][mark] - value for seed, value in zip(seeds, values, strict=True)])
+                mean_and_interval([found[seed, "ours"][mark] - value for seed, value in zip(seeds, values, strict=True)])
                 for mark in ("all", "a fifth")
             ]
         rows.append([rival, *cells, f"{statistics.mean(values):.1f}", *(gains if rival != "ours" else ["", gains[1]])])
     return markdown(rows)
-
-
-def _gain(values: Sequence[float]) -> str:
-    """Mean over the seeds with its interval by t."""
-    from scipy.special import stdtrit
-
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:+.1f}"
-    reach = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.1f} [{mean - reach:+.1f}, {mean + reach:+.1f}]"
-
-
-def _python(command: str, *arguments: str, ends: Sequence[int] = (0,)) -> None:
-    """An evomerge command of its own. Raises SystemExit where it ends otherwise than it may."""
-    if (code := subprocess.run([sys.executable, "-m", "evomerge.cli", command, *arguments]).returncode) not in ends:
-        raise SystemExit(code)
 
 
 if __name__ == "__main__":

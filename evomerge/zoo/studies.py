@@ -11,6 +11,7 @@ already is kept: the command can be run again.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,10 +28,7 @@ UNSEEN = 1998  # documents of each target that a winner is scored on again: all 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evomerge.zoo.studies", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("space", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = parser_of(__doc__)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--trials", type=int, help="trials of each search, instead of the space's own budget")
     asked = parser.parse_args(arguments)
@@ -42,8 +40,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if variant != "one-weight":
                 score_again(asked.space, asked.out / f"seed-{seed}", variant)
     lines = tables(asked.out, asked.seeds, asked.variants)
-    (asked.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join(lines) + "\n")
+    show(lines, asked.out)
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """What every instrument of this kind is asked; `doc` is its module's, whose first line and first command describe it."""
+    about, command = (doc or "").split("\n")[0], re.search(r"python -m \S+", doc or "")
+    parser = argparse.ArgumentParser(prog=command[0] if command else None, description=about)
+    parser.add_argument("space", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", required=True, help="of the families")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def show(lines: Sequence[str], out: Path) -> None:
+    """The lines on the screen, and in `table.md`."""
+    text = "\n".join(lines) + "\n"
+    (out / "table.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
 
 
 def train(models: Path, seed: int) -> None:

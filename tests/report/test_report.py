@@ -12,7 +12,7 @@ from evomerge.report.tables import align, comparison_table, markdown, scores_tab
 from evomerge.report.write import write_report
 from evomerge.scoring.scores import Row, Scores
 from evomerge.study.search import search
-from tests.laboratory import change
+from tests.laboratory import change, stopped
 
 
 @pytest.fixture
@@ -77,17 +77,7 @@ def test_the_same_study_gives_the_same_page(finished):
 
 
 def test_an_unfinished_study_has_a_report_too(laboratory):
-    class Stop:
-        def phase(self, name, total):
-            if name == "select":
-                raise KeyboardInterrupt
-
-        def scored(self, outcome, best): ...
-
-        def note(self, text): ...
-
-    with pytest.raises(KeyboardInterrupt):
-        search(laboratory / "space.yaml", laboratory / "study", workers=1, watch=Stop())
+    stopped(laboratory, at="select")
 
     assert "not finished: 12 trials so far" in write_report(laboratory / "study")
 

@@ -5,23 +5,19 @@ import pytest
 from evomerge.errors import StudyError
 from evomerge.report.status import holder, status
 from evomerge.study.search import search
+from evomerge.study.watch import Nobody
+from tests.laboratory import stopped
 
 
-class Look:
-    """Looks at the study at the first trial of a phase, and stops it there if asked."""
+class Look(Nobody):
+    """Looks at the study when its sealed documents are opened."""
 
-    def __init__(self, directory, at, stop):
-        self.directory, self.at, self.stop, self.seen = directory, at, stop, ""
+    def __init__(self, directory):
+        self.directory, self.seen = directory, ""
 
     def phase(self, name, total):
-        if name == self.at:
+        if name == "sealed":
             self.seen = status(self.directory)
-            if self.stop:
-                raise KeyboardInterrupt
-
-    def scored(self, outcome, best): ...
-
-    def note(self, text): ...
 
 
 def told(text):
@@ -30,7 +26,7 @@ def told(text):
 
 def test_a_running_study_names_its_process_and_its_phase_and_a_finished_one_its_verdict(laboratory):
     directory = laboratory / "study"
-    look = Look(directory, "sealed", stop=False)
+    look = Look(directory)
     search(laboratory / "space.yaml", directory, workers=1, watch=look)
     running, finished = told(look.seen), told(status(directory))
 
@@ -43,11 +39,7 @@ def test_a_running_study_names_its_process_and_its_phase_and_a_finished_one_its_
 
 
 def test_a_stopped_study_says_where_it_stood_and_how_it_goes_on(laboratory):
-    directory = laboratory / "study"
-    with pytest.raises(KeyboardInterrupt):
-        search(laboratory / "space.yaml", directory, workers=1, watch=Look(directory, "trials", stop=True))
-
-    said = told(status(directory))
+    said = told(status(stopped(laboratory, at="trials")))
 
     assert said["state"] == "stopped during baselines; the same `evomerge search` with --resume goes on"
     assert said["trials"] == "0 of 12"

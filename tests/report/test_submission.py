@@ -13,6 +13,7 @@ from evomerge.errors import CheckpointError, DocumentError, StudyError
 from evomerge.report.submission import write_submission
 from evomerge.scoring.scores import Scores
 from evomerge.study.search import search
+from tests.laboratory import stopped
 
 BOARD = {"board": "Small Board", "model": "org/merged", "license": "apache-2.0", "tasks": ["near", "elsewhere"]}
 
@@ -73,17 +74,7 @@ def test_what_the_board_does_not_take_is_refused_and_nothing_is_written(certifie
 
 
 def test_only_a_certified_model_is_submitted(laboratory):
-    class Stop:
-        def phase(self, name, total):
-            if name == "select":
-                raise KeyboardInterrupt
-
-        def scored(self, outcome, best): ...
-
-        def note(self, text): ...
-
-    with pytest.raises(KeyboardInterrupt):
-        search(laboratory / "space.yaml", laboratory / "study", workers=1, watch=Stop())
+    stopped(laboratory, at="select")
 
     with pytest.raises(StudyError, match="only a model that is better and certified"):
         write_submission(laboratory / "study", board(laboratory))
