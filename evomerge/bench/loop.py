@@ -12,9 +12,9 @@ from evomerge.bench.simulated import Phase, Points, Simulated, lognormal, write_
 from evomerge.scoring.landscape import Landscape
 from evomerge.scoring.suite import split
 from evomerge.study.experiment import Experiment
+from evomerge.study.loop import Loop
 from evomerge.study.record import Record, held
 from evomerge.study.samplers import SAMPLERS
-from evomerge.study.search import Loop
 from evomerge.study.watch import Nobody
 
 SLOW = {"gp": 20, "tpe": 100}  # trials where a trial takes a second or more

@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -254,14 +253,3 @@ def _serve(pipe: Connection, make: Callable[[], Worker]) -> None:
 def make_executor(make: Callable[[], Worker], workers: int, seats: Sequence[Seat] = ()) -> Executor:
     """In this process where one worker has no GPU: one that has may lose it, and only the end of its process gives it back."""
     return InProcess(make) if workers == 1 and not gpus() else Pool(make, workers, seats)
-
-
-@dataclass
-class Clock:
-    """Wall-clock time of a study over all the processes that worked at it."""
-
-    spent_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    def elapsed(self) -> float:
-        return self.spent_before + time.monotonic() - self.started

@@ -13,8 +13,9 @@ import pytest
 from evomerge.errors import EvomergeError
 from evomerge.recipe import Recipe, Source
 from evomerge.scoring.scores import Row, Scores
+from evomerge.study.reserve import seconds_per_document
 from evomerge.study.samplers import SAMPLERS
-from evomerge.study.search import search, seconds_per_document
+from evomerge.study.search import search
 from evomerge.study.trial import Outcome
 from tests.laboratory import change
 

@@ -1,0 +1,66 @@
+"""How much of a study's time is kept for its ending: selecting and certifying, from what a document cost lately."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evomerge.study.clock import Clock
+from evomerge.study.record import Record
+from evomerge.study.sealed import openings
+from evomerge.study.selection import contending
+from evomerge.study.trial import Arena, Outcome
+
+MARGIN = 1.3  # of the time that the ending is expected to take
+LATELY = 10  # trials that say what a document takes now: a machine that was busy at the beginning may be so no more
+
+
+@dataclass
+class Reserve:
+    """What the ending of a study will take."""
+
+    arena: Arena
+    record: Record
+    baselines: Mapping[str, Outcome]
+    workers: int
+
+    def is_left(self, clock: Clock, outcomes: Sequence[Outcome]) -> bool:
+        """Whether there is time for another trial; once sealed documents are open there is none, within the same limits."""
+        search = self.arena.experiment.search
+        opened = openings(self.record.directory)
+        if opened and opened[-1].limits == search.limits():
+            return False
+        return search.budget is None or clock.elapsed() + self.seconds(outcomes) < search.budget
+
+    def seconds(self, outcomes: Sequence[Outcome]) -> float:
+        return MARGIN * self._per_document(outcomes) * self._documents() / self.workers
+
+    def _per_document(self, outcomes: Sequence[Outcome]) -> float:
+        """Of the last trials; before any, of the fastest parent: the first ones also paid for reading the tasks."""
+        if (lately := seconds_per_document(outcomes)) is not None:
+            return lately
+        parents = self.arena.parents
+        notes = {name: self.record.read_json(f"baseline/{name}/verdict.json") for name in parents}
+        return min(_scoring(notes[name]["seconds"]) / len(scores) for name, scores in parents.items())
+
+    def _documents(self) -> int:
+        splits, experiment = self.arena.splits, self.arena.experiment
+        select = sum(map(len, splits.select.values()))
+        guarded = sum(len(docs) for task, docs in splits.sealed.items() if task in experiment.guard.tasks)
+        targets = sum(map(len, splits.sealed.values())) - guarded
+        parents, finalists = len(self.arena.parents), experiment.search.finalists
+        rivals = len(contending(list(self.baselines.values())))
+        # a winner and at most three rivals beside the parents; guards compare the winner with the base
+        return select * (parents + rivals + finalists + 1) + targets * (parents + 4) + guarded * 2
+
+
+def seconds_per_document(outcomes: Sequence[Outcome]) -> float | None:
+    """What scoring a document took in the last trials; None where none was scored. A recipe seen before took nothing."""
+    scored = [outcome for outcome in outcomes if outcome.seconds and outcome.documents][-LATELY:]
+    if not scored:
+        return None
+    return sum(_scoring(outcome.seconds) for outcome in scored) / sum(outcome.documents for outcome in scored)
+
+
+def _scoring(seconds: Mapping[str, float]) -> float:
+    return sum(float(seconds.get(part, 0.0)) for part in ("score", "engine"))
