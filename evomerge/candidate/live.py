@@ -6,13 +6,14 @@ import copy
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from evomerge import kernels
-from evomerge.candidate.stream import TORCH_DTYPES, Candidate, Merge
+from evomerge.candidate.stream import TORCH_DTYPES, Candidate, Merge, Weights
 from evomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -44,12 +45,21 @@ def load(candidate: Candidate, model: PreTrainedModel) -> None:
     config, targets = read_config(candidate.config), _targets(model)
     check(candidate, model)
     _check_config(config, model.config)
-    weights = candidate.weights.into(targets) if isinstance(candidate.weights, Merge) else candidate.weights
-    with torch.no_grad():
-        for name, tensor in weights:
-            if not kernels.same_memory(tensor, targets[name]):
-                targets[name].copy_(tensor)
+    fill(into(candidate, targets).weights, targets)
     _set_context(model, config)
+
+
+def into(candidate: Candidate, targets: Mapping[str, Tensor]) -> Candidate:
+    """The same candidate, where each tensor that can be is merged straight into its target's memory."""
+    return replace(candidate, weights=candidate.weights.into(targets)) if isinstance(candidate.weights, Merge) else candidate
+
+
+@torch.no_grad()
+def fill(weights: Weights, targets: Mapping[str, Tensor]) -> None:
+    """Copies into its target each tensor that has one and is not there already."""
+    for name, tensor in weights:
+        if (target := targets.get(name)) is not None and not kernels.same_memory(tensor, target):
+            target.copy_(tensor)
 
 
 def snapshot(model: PreTrainedModel, like: Candidate, key: str) -> Candidate:

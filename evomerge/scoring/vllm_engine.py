@@ -10,7 +10,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -20,6 +20,7 @@ import torch
 from evomerge.errors import ScoringError
 from evomerge.scoring import RANKS
 from evomerge.scoring.vllm_crossing import crossing
+from evomerge.scoring.vllm_places import stirred
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,6 +35,7 @@ NO_COMPILER = "TORCH_COMPILE_DISABLE"
 WORKER = "evomerge.scoring.vllm_worker.CandidateWorker"
 EXCHANGED = ("default", "linear", "yarn")  # rope types that change within a live engine
 MOST_OPTIONS = 128  # tokens that vLLM compares behind one prompt
+PROBE = list(range(1, 9))  # tokens that every vocabulary has
 CACHE = 128 << 20  # bytes for keys and values on a CPU, or more where two prompts of full length need it
 
 
@@ -68,6 +70,7 @@ class Engine:
         Engine._alive = self
         self.length, self.closed = length, False
         self.ranks = math.prod(int(options.get(name, 1)) for name in RANKS)
+        self.plain = None if self.ranks == 1 else False  # are candidates merged straight into it? seen at the first of them
         rope = rope_parameters(config)
         self._rope: Mapping[str, Any] | None = None if exchangeable(rope) else rope
         self._folder = tempfile.TemporaryDirectory(prefix="evomerge-vllm-")
@@ -84,16 +87,39 @@ class Engine:
     def load(self, candidate: Candidate, config: PretrainedConfig) -> None:
         """The candidate's weights and rotary tables into the engine. Whatever is raised here, the engine is poisoned then."""
         with _eager(), self._watched():
-            with crossing(candidate, self.ranks) as parcel:
-                if self._transfers:
-                    self._llm.start_weight_update()
-                    self._llm.update_weights({"update_info": parcel})
-                    self._llm.finish_weight_update()
-                else:
-                    self._llm.collective_rpc("load_candidate", kwargs={"parcel": parcel})
-            self._llm.collective_rpc("settle")
+            (self._merge if self.plain else self._hand_over)(candidate)
             self._set_rope(rope_parameters(config))
             self.forget()
+            if self.plain is None:
+                self.plain = self._proven(candidate)
+
+    def _hand_over(self, candidate: Candidate) -> None:
+        """By vLLM's own loader, which lays weights out as its kernels want them."""
+        with crossing(candidate, self.ranks) as parcel:
+            if self._transfers:
+                self._llm.start_weight_update()
+                self._llm.update_weights({"update_info": parcel})
+                self._llm.finish_weight_update()
+            else:
+                self._llm.collective_rpc("load_candidate", kwargs={"parcel": parcel})
+        self._llm.collective_rpc("settle")
+
+    def _merge(self, candidate: Candidate) -> None:
+        """Straight into the engine's memory."""
+        self._llm.collective_rpc("fill", kwargs={"candidate": candidate})
+        self._llm.collective_rpc("settle")
+
+    def _proven(self, held: Candidate) -> bool:
+        """Does the engine compute with the very weights that its loader is given? Then both ways it answers alike, to the bit."""
+        if not all(self._llm.collective_rpc("find_places", kwargs={"held": held})):
+            return False
+        answers = [self._answer(way, stirred(held)) for way in (self._merge, self._hand_over)]
+        return self._answer(self._hand_over, held) != answers[0] == answers[1]
+
+    def _answer(self, way: Callable[[Candidate], None], candidate: Candidate) -> list[float]:
+        way(candidate)
+        self.forget()
+        return self.read([PROBE], [len(PROBE) - 1])[0].logs
 
     def forget(self) -> None:
         """The keys and values of the previous candidate: the next would be continued on them where prompts begin alike."""

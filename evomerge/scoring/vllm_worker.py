@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from evomerge.scoring.vllm_crossing import Arrivals, Parcel
+from evomerge.scoring.vllm_places import Places, fill, find_places
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from evomerge.candidate.stream import Candidate
 
 BACKEND = "evomerge"  # of vLLM's weight transfer
 
@@ -38,6 +41,7 @@ class CandidateWorker:
 
     if TYPE_CHECKING:  # what vLLM's own worker brings
         device: torch.device
+        places: Places
         reload_weights: Any
         model_runner: Any
         vllm_config: Any
@@ -56,6 +60,16 @@ class CandidateWorker:
         if not hasattr(self, "arrivals"):
             self.arrivals = Arrivals(self.device)
         self.reload_weights(weights_iterator=self.arrivals.unpack(parcel))
+
+    def find_places(self, held: Candidate) -> bool:
+        """Whether candidates can be merged straight into this engine, which holds one; only for an engine of one process."""
+        if found := find_places(self._model, held):
+            self.places = found
+        return bool(found)
+
+    def fill(self, candidate: Candidate) -> None:
+        """The candidate straight into its places."""
+        fill(self.places, candidate)
 
     def settle(self) -> None:
         """What is left to do when all weights have come."""
