@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.report.standing import Rows
 from evomerge.report.view import View
+from evomerge.study.journal import read_trials
 from evomerge.study.objectives import is_less_better
-from evomerge.study.record import read_trials
 from evomerge.study.stages import is_fine
 
 if TYPE_CHECKING:

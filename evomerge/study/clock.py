@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from evomerge.study.record import Record
 
 FILE = "clock.json"
+SELDOM = 1.0  # seconds between two writings while trials run: a disk takes longer than a simulated trial
 
 
 class Clock:
@@ -18,6 +19,7 @@ class Clock:
         spent = record.read_json(FILE) or {"seconds": 0.0, "loop": 0.0}
         self._record, self._before, self._own = record, float(spent["seconds"]), float(spent["loop"])
         self._started = time.monotonic()
+        self._written = -SELDOM
 
     def elapsed(self) -> float:
         return self._before + time.monotonic() - self._started
@@ -29,5 +31,11 @@ class Clock:
         yield
         self._own += time.perf_counter() - begun
 
+    def tick(self) -> None:
+        """Write, unless that was done just now; a study that is killed loses as much of its count."""
+        if self.elapsed() - self._written >= SELDOM:
+            self.write()
+
     def write(self) -> None:
+        self._written = self.elapsed()
         self._record.write_json(FILE, {"seconds": round(self.elapsed(), 3), "loop": round(self._own, 3)})

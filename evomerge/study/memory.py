@@ -50,6 +50,11 @@ def ask(study: Study, space: Mapping[str, BaseDistribution]) -> Trial:
     return trial
 
 
+def params_of(trial: Trial) -> Mapping[str, Any]:
+    """What a trial proposes: `trial.params`, not a copy of it."""
+    return trial._cached_frozen_trial.params
+
+
 def tell(study: Study, trial: Trial, values: float | Sequence[float] | None) -> FrozenTrial:
     """How a trial ended, None where it failed: `study.tell`; returns the trial as the study has it, not a copy."""
     state = TrialState.FAIL if values is None else TrialState.COMPLETE

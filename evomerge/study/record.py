@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
-from evomerge.study.interrupts import uninterrupted
+from evomerge.study.journal import Journal
 
 if TYPE_CHECKING:
-    from optuna.study import Study, StudyDirection
-    from optuna.trial import FrozenTrial
+    from optuna.study import StudyDirection
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BEGUN = {"lock", "study.json.draft"}  # all that there is where a run was killed before it could say which study this is
@@ -101,83 +100,6 @@ class Record:
 
     def journal(self, directions: list[StudyDirection]) -> Journal:
         return Journal(self.directory / "journal.log", directions)
-
-
-class Journal:
-    """Finished trials in an Optuna journal file: one durable append each, readable by any Optuna tool."""
-
-    NAME = "evomerge"
-
-    def __init__(self, path: Path, directions: list[StudyDirection]) -> None:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
-
-        heal_torn_line(path)
-        for lock in path.parent.glob(path.name + ".lock*"):
-            lock.unlink()  # left by a killed process; the study's own lock is held by now
-        self._storage = _unread(JournalFileBackend(str(path)))
-        with uninterrupted():
-            self._study: Study = optuna.create_study(
-                storage=self._storage, study_name=self.NAME, directions=directions, load_if_exists=True
-            )
-
-    def append(self, trial: FrozenTrial) -> None:
-        with uninterrupted(), self._storage.unread():
-            self._study.add_trial(trial)
-
-    @property
-    def directions(self) -> list[StudyDirection]:
-        return self._study.directions
-
-    def trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
-
-
-def read_trials(directory: Path) -> list[FrozenTrial]:
-    """The finished trials of a study that somebody else may hold; nothing is written. Raises StudyError where there is none."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    path = directory / "journal.log"
-    if not path.exists():
-        raise StudyError(f"{directory}: holds no study with trials; give the --out of an `evomerge search`")
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    return optuna.load_study(study_name=Journal.NAME, storage=storage).get_trials(deepcopy=False)
-
-
-def _unread(backend: Any) -> Any:
-    """Optuna's storage in a journal, which can be kept from reading back each line that it has written itself."""
-    import optuna
-
-    class Unread(optuna.storages.JournalStorage):
-        reads, begun = True, False
-
-        @contextmanager
-        def unread(self) -> Iterator[None]:
-            self.reads = not self.begun  # the first one it must have read
-            try:
-                yield
-                self.begun = True
-            finally:
-                self.reads = True
-
-        def _sync_with_backend(self) -> None:
-            if self.reads:
-                super()._sync_with_backend()
-
-    return Unread(backend)
-
-
-def heal_torn_line(path: Path) -> None:
-    """Cut a journal back to its last whole line: a torn one would swallow the next append."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            file.truncate(whole)
-            os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, text: str) -> None:

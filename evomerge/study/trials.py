@@ -14,10 +14,11 @@ from evomerge.study.clock import Clock
 from evomerge.study.executor import Executor, Life
 from evomerge.study.experiment import Experiment
 from evomerge.study.interrupts import uninterrupted
-from evomerge.study.memory import ask, create_study, tell
+from evomerge.study.journal import Journal
+from evomerge.study.memory import ask, create_study, params_of, tell
 from evomerge.study.objectives import is_less_better
 from evomerge.study.proposer import picked
-from evomerge.study.record import Journal, Record
+from evomerge.study.record import Record
 from evomerge.study.reserve import Reserve
 from evomerge.study.stages import Stages
 from evomerge.study.storage import Copy
@@ -122,9 +123,9 @@ class Trials:
 
     def _trial(self, trial: Trial, number: int) -> Life[tuple[Trial, Outcome]]:
         try:
-            recipe = self.stages.build(trial.params)
+            recipe = self.stages.build(params_of(trial))
         except EvomergeError as error:
-            return trial, Outcome(f"{number:04d}-invalid", self.stages.built(trial.params), "failed", reason=str(error))
+            return trial, Outcome(f"{number:04d}-invalid", self.stages.built(params_of(trial)), "failed", reason=str(error))
         name = f"{number:04d}-{recipe.key()[:8]}"
         seen = next((o for o in self.outcomes if o.name[5:] == name[5:] and o.state != "failed"), None)
         if seen is not None:
@@ -146,7 +147,7 @@ class Trials:
         self.journal.append(ended)
         if self.copy is not None:
             self.copy.append(ended)
-        self.clock.write()
+        self.clock.tick()
         self.outcomes.append(outcome)
         self.watch.scored(outcome, best_of(self.outcomes))
 

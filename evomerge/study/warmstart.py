@@ -12,7 +12,8 @@ from typing import Any
 from evomerge.errors import StudyError
 from evomerge.recipe import Curve
 from evomerge.space import Parameter, Space
-from evomerge.study.record import Record, read_trials
+from evomerge.study.journal import read_trials
+from evomerge.study.record import Record
 
 FILE = "warm_start.json"
 

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from evomerge.study.interrupts import uninterrupted
-from evomerge.study.record import Journal
+from evomerge.study.journal import Journal
 
 
 def ctrl_c():

@@ -11,7 +11,8 @@ from evomerge.document import Place
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Row, Scores
-from evomerge.study.record import Record, heal_torn_line
+from evomerge.study.journal import heal_torn_line
+from evomerge.study.record import Record
 
 IDENTITY = {"space": "a", "suite": "b"}
 MAXIMIZE = [optuna.study.StudyDirection.MAXIMIZE]

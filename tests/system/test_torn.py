@@ -6,7 +6,7 @@ import signal
 import optuna
 import pytest
 
-from evomerge.study.record import Journal
+from evomerge.study.journal import Journal
 from tests.system.searches import arguments, dies_at, forked, remains, trials
 
 MAXIMIZE = [optuna.study.StudyDirection.MAXIMIZE]
