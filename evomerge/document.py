@@ -15,6 +15,8 @@ import yaml
 from evomerge.errors import DocumentError
 
 REQUIRED: Any = object()
+LONG = 8  # numbers of a list from which on it is written apart, as many a line
+MARK = "\ue000"  # stands for such a list; a character for private use
 
 
 @dataclass(frozen=True)
@@ -212,4 +214,26 @@ _Dumper.add_representer(str, _represent_text)
 
 def dump_yaml(data: object) -> str:
     """Plain data as YAML that `read_yaml` gives back unchanged."""
+    lists: list[str] = []
+    text = _dumped(_without_long_lists(data, lists))
+    parts = text.split(MARK)
+    if len(parts) != len(lists) + 1:
+        return _dumped(data)  # the mark is a text of the data itself
+    return "".join(part for pair in zip(parts, [*lists, ""], strict=True) for part in pair)
+
+
+def _dumped(data: object) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _without_long_lists(data: Any, lists: list[str]) -> Any:
+    """The data with a mark for each long list of floats, whose texts are put into `lists`: PyYAML takes ten times as long."""
+    if isinstance(data, Mapping):
+        return {key: _without_long_lists(value, lists) for key, value in data.items()}
+    if not isinstance(data, list):
+        return data
+    if len(data) < LONG or not all(type(item) is float and math.isfinite(item) for item in data):
+        return [_without_long_lists(item, lists) for item in data]
+    numbers = list(map(repr, data))  # repr survives a round trip bit for bit
+    lists.append("[" + f",\n{' ' * 16}".join(", ".join(numbers[i : i + LONG]) for i in range(0, len(numbers), LONG)) + "]")
+    return MARK

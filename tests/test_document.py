@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.document import Block, Place, dump_yaml, parse_yaml, read_yaml
+from evomerge.document import LONG, MARK, Block, Place, dump_yaml, parse_yaml, read_yaml
 from evomerge.errors import DocumentError
 
 
@@ -41,6 +41,15 @@ trees = st.recursive(
 
 @given(trees)
 def test_what_is_written_is_read_back_unchanged(tree):
+    assert parse_yaml(dump_yaml({"tree": tree}), "x.yaml") == {"tree": tree}
+
+
+numbers = st.lists(st.floats(allow_nan=False), min_size=LONG - 1, max_size=3 * LONG)
+marked = st.sampled_from(["", "plain", MARK, f"{MARK} and {MARK}", f"[0.5]\n{MARK}"])
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["a", "weight", MARK]), numbers | st.lists(numbers, max_size=2) | marked)))
+def test_long_lists_of_numbers_are_read_back_unchanged_whatever_texts_stand_beside_them(tree):
     assert parse_yaml(dump_yaml({"tree": tree}), "x.yaml") == {"tree": tree}
 
 

@@ -111,6 +111,8 @@ def _curve(data: Any, place: Place, dial: Dial) -> Curve:
 
 def _points(data: Any, place: Place, dial: Dial) -> tuple[float, ...]:
     values = data if isinstance(data, list) else [data]
+    if all(type(value) is float and dial.low <= value <= dial.high for value in values):
+        return tuple(values)  # as nearly always: a search reads hundreds for every recipe
     return tuple(float(number(value, place, low=dial.low, high=dial.high)) for value in values)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from evomerge.errors import ScoringError
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps makes a new one for every row
+
 
 @dataclass(frozen=True)
 class Row:
@@ -32,7 +34,10 @@ class Row:
         return cls(**data)
 
     def to_data(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "context" or value is not None}
+        data = dict(vars(self))
+        if self.context is None:
+            del data["context"]
+        return data
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,13 @@ class Scores:
         """The rows of one task by document; empty where none was scored."""
         return self._by_task.get(task, {})
 
-    def values(self, task: str) -> dict[int, float]:
-        return {doc: row.value for doc, row in self.task(task).items()}
+    @cached_property
+    def _values(self) -> dict[str, dict[int, float]]:
+        return {task: {doc: row.value for doc, row in rows.items()} for task, rows in self._by_task.items()}
+
+    def values(self, task: str) -> Mapping[int, float]:
+        """The scores of one task by document; empty where none was scored."""
+        return self._values.get(task, {})
 
     def clusters(self, task: str) -> dict[int, str] | None:
         """What each document of a task shares with others, one without a context alone; None where none has one."""
@@ -115,7 +125,7 @@ class Scores:
             "w", dir=path.parent, prefix=path.name, suffix=".part", encoding="utf-8", delete=False
         ) as file:
             try:
-                file.writelines(json.dumps(row.to_data(), ensure_ascii=False, allow_nan=False) + "\n" for row in self.rows)
+                file.writelines(_ENCODER.encode(row.to_data()) + "\n" for row in self.rows)
                 file.flush()
                 os.fsync(file.fileno())
             except BaseException:

@@ -49,20 +49,23 @@ def estimate(
     kind: str = "geometric",
     weights: Mapping[str, float] | None = None,
     references: Mapping[str, float] | None = None,
+    wholes: Mapping[str, float] | None = None,
 ) -> Estimate:
     """Per task mean_all(base) + mean_S(candidate - base), then aggregated; the error by the delta method.
 
     The base knows every document, so its luck on the subset S is known and cancels; on all documents this is the mean.
+    `wholes` are its means where somebody has them already.
     """
     names, _ = shares(candidate, kind, weights)
-    tasks = {name: estimate_task(candidate[name], base.get(name, {}), name) for name in names}
+    known = wholes or {}
+    tasks = {name: estimate_task(candidate[name], base.get(name, {}), name, known.get(name)) for name in names}
     means = {name: task.mean for name, task in tasks.items()}
     slopes = gradient(means, kind, weights, references)
     se = float(np.sqrt(sum((slopes[name] * task.se) ** 2 for name, task in tasks.items())))
     return Estimate(float(aggregate(means, kind, weights, references)), se, sum(task.n for task in tasks.values()), tasks)
 
 
-def estimate_task(candidate: Values, base: Values, name: str = "task") -> TaskEstimate:
+def estimate_task(candidate: Values, base: Values, name: str = "task", whole: float | None = None) -> TaskEstimate:
     """mean_all(base) + mean_S(candidate - base), and sd(candidate - base) / √n; of one document the error is put at 1."""
     missing = [doc for doc in candidate if doc not in base]
     if missing or not candidate:
@@ -71,7 +74,13 @@ def estimate_task(candidate: Values, base: Values, name: str = "task") -> TaskEs
     docs = sorted(candidate)
     delta = np.array([candidate[doc] - base[doc] for doc in docs], dtype=np.float64)
     se = float(delta.std(ddof=1) / np.sqrt(len(delta))) if len(delta) > 1 else 1.0
-    return TaskEstimate(float(np.mean([base[doc] for doc in sorted(base)]) + delta.mean()), se, len(delta))
+    whole = mean_of(base) if whole is None else whole
+    return TaskEstimate(float(whole + delta.mean()), se, len(delta))
+
+
+def mean_of(values: Values) -> float:
+    """Over all documents, in their order."""
+    return float(np.mean([values[doc] for doc in sorted(values)]))
 
 
 class Shrunk(NamedTuple):

@@ -13,7 +13,7 @@ from evomerge.recipe import Recipe
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.suite import Splits
 from evomerge.study.anytime import Anytime
-from evomerge.study.estimate import Estimate, estimate
+from evomerge.study.estimate import Estimate, estimate, mean_of
 from evomerge.study.executor import Job, Life, Result
 from evomerge.study.experiment import Experiment
 from evomerge.study.line import steering
@@ -60,7 +60,13 @@ class Arena:
             kind=suite.aggregate,
             weights=suite.tasks,
             references=self.references if suite.aggregate == "relative" else None,
+            wholes=self._wholes,
         )
+
+    @cached_property
+    def _wholes(self) -> dict[str, float]:
+        """The base's mean of each target; asked for with every estimate."""
+        return {task: mean_of(self.base.values(task)) for task in self.experiment.suite.tasks}
 
     def objectives(self, estimate: Estimate, scores: Scores, distances: Mapping[str, float]) -> dict[str, float]:
         """The value of each of several objectives; nothing where the aggregate is the only one."""
