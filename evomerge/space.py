@@ -13,7 +13,7 @@ A slice of a stack may be open too, and with `repeat` it stands several times, e
 
 A parameter's name is its path in the file: `rules[0].weight.math@2`. Every parameter is proposed in every trial, also those of a
 sub-tree that was not chosen or a slice that is off: samplers then see one fixed space, and none falls back to random search in
-silence. `active` says which of them had a say: CMA-ES learns nothing from the others, and recipes that differ in nothing else
+silence. `active` says which of them had a say: no sampler learns anything from the others, and recipes that differ in nothing else
 are one recipe, whose scores are reused.
 """
 
@@ -102,6 +102,11 @@ class Space:
     def active(self, values: Mapping[str, float | int]) -> set[str]:
         """The parameters that these values leave a say: none of an option that was not chosen, nor of a slice that is off."""
         return set(_active(self.template, "", values))
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether some values leave others without a say."""
+        return any(len(self.active(corner)) < len(self.parameters) for corner in self.corners())
 
     def corners(self) -> Iterator[dict[str, float | int]]:
         """All ranges at their low, then their high end, for each option of each choice: what must already be a valid recipe."""

@@ -186,6 +186,8 @@ def test_an_option_that_was_not_chosen_has_no_say():
         "rules[0].choice[1].drop_rate.math", "heal.choice[1].teachers.math",
     }  # fmt: skip
     assert "rules[0].choice[1].drop_rate.math" in space().active({**drawn, "rules[0].choice": 1})
+    assert space().is_conditional
+    assert space(STACK).is_conditional
 
 
 def test_a_space_that_can_switch_everything_off_is_refused():

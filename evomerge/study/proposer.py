@@ -48,10 +48,9 @@ def sampler_of(experiment: Experiment, record: Record | None = None, starts: Seq
     if search.prior != "none" and search.sampler not in ("auto", "cmaes"):
         raise RecipeError(f"search.prior: belongs to cmaes, and {search.sampler} has no first step; leave it out")
     known: dict[str, Any] = {"seed": search.seed, "space": space.distributions(), "start": [*space.starts(), *starts]}
+    known["active"] = space.active if space.is_conditional else None
     if search.prior == "discrepancy" and name == "cmaes":
         from evomerge.study.discrepancy import scales
 
         options = {**options, "scales": scales(space)}
-    if name == "cmaes":
-        options = {**options, "active": space.active}
     return make_sampler(name, **known, **{**options, **search.sampler_options})

@@ -18,7 +18,7 @@ from .cma_es import CmaEs
 from .genetic import Nsga2, Nsga3
 from .niches import Niches
 from .portfolio import Portfolio
-from .seeded import Seeded, Start
+from .seeded import Active, Seeded, Start
 from .uniform import Qmc, Random
 
 SAMPLERS: dict[str, type[Seeded]] = {
@@ -38,6 +38,7 @@ def make_sampler(
     seed: int,
     space: Mapping[str, BaseDistribution] | None = None,
     start: Start = None,
+    active: Active | None = None,
     **options: Any,
 ) -> BaseSampler:
     """A sampler of the table or of `module:Class`, for a known space; `options` are its own.
@@ -45,10 +46,9 @@ def make_sampler(
     A foreign class is made anew for every trial with a seed of its own, as Optuna's are, unless it is `Seeded` itself.
     """
     kind = SAMPLERS.get(name) or _foreign(name)
+    known: dict[str, Any] = {"seed": seed, "space": space, "start": start, "active": active}
     try:
-        if issubclass(kind, Seeded):
-            return kind(seed=seed, space=space, start=start, **options)
-        return Borrowed(make=kind, seed=seed, space=space, start=start, **options)
+        return kind(**known, **options) if issubclass(kind, Seeded) else Borrowed(make=kind, **known, **options)
     except TypeError as error:
         raise RecipeError(f"search: the sampler {name!r} does not take these options: {error}") from None
 

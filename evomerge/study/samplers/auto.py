@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .borrowed import Gp, Tpe
 from .cma_es import CmaEs
 from .genetic import Nsga2, Nsga3
-from .seeded import Seeded, Space, Start
+from .seeded import Active, Seeded, Space, Start
 
 GP_TRIALS = 150  # beyond them a Gaussian process takes seconds a proposal
 GP_DIMENSIONS = 100
@@ -79,10 +79,11 @@ class Auto(Seeded):
         seed: int = 0,
         space: Mapping[str, BaseDistribution] | None = None,
         start: Start = None,
+        active: Active | None = None,
         trials: int = 200,
         hurried: bool = False,
     ) -> None:
-        super().__init__(seed=seed, space=space, start=start)
+        super().__init__(seed=seed, space=space, start=start, active=active)
         self.trials, self.hurried = trials, hurried
         self._made: dict[str, Seeded] = {}
 
@@ -90,7 +91,8 @@ class Auto(Seeded):
         """The one that proposes; where the space is not known before the first trial, by the objectives alone."""
         chosen = pick(self.space or {}, len(study.directions), self.trials, hurried=self.hurried or self.space is None)
         if chosen.name not in self._made:
-            self._made[chosen.name] = KINDS[chosen.name](seed=self.seed, space=self.space, start=self.starts, **chosen.options)
+            known: dict[str, Any] = {"seed": self.seed, "space": self.space, "start": self.starts, "active": self.active}
+            self._made[chosen.name] = KINDS[chosen.name](**known, **chosen.options)
         return self._made[chosen.name]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:

@@ -8,14 +8,18 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from .seeded import Seeded, Space, Start, seed_for
+from .cube import Cube
+from .seeded import DRAW, Active, Seeded, Space, Start, seed_for
 from .uniform import Qmc
+
+Seen = dict[int, FrozenTrial | None]  # by number; None is not shown
 
 
 class Borrowed(Seeded):
@@ -30,13 +34,14 @@ class Borrowed(Seeded):
         seed: int = 0,
         space: Mapping[str, BaseDistribution] | None = None,
         start: Start = None,
+        active: Active | None = None,
         make: Callable[..., BaseSampler] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(seed=seed, space=space, start=start)
+        super().__init__(seed=seed, space=space, start=start, active=active)
         self._make = make or type(self).make
         self._options = options
-        self._known: dict[tuple[str, frozenset[str]], dict[int, bool]] = {}  # finished trials that have all of some parameters
+        self._known: dict[tuple[str, frozenset[str]], Seen] = {}  # what is shown of finished trials, which do not change
         self._fresh(0)  # a wrong option is refused here and not in the first trial
 
     def _fresh(self, *place: int | str) -> BaseSampler:
@@ -66,7 +71,21 @@ class Borrowed(Seeded):
     def _view(self, study: Study, names: Collection[str]) -> Study:
         alone = len(names) == 1  # is asked of each parameter by itself: nothing is kept for that
         known = None if alone else self._known.setdefault((study.study_name, frozenset(names)), {})
-        return cast(Study, View(study, names, known))
+        return cast(Study, View(study, names, self._shown, known))
+
+    def _shown(self, trial: FrozenTrial) -> FrozenTrial:
+        """The trial with other values for what had no say in it: those that it had would be taken for a reason."""
+        idle = self.idle(trial.params, trial.params)
+        if not idle:
+            return trial
+        shown = copy.copy(trial)
+        shown.params = trial.params | self._instead({name: trial.distributions[name] for name in idle}, trial)
+        return shown
+
+    def _instead(self, space: Space, trial: FrozenTrial) -> dict[str, Any]:
+        """Drawn anew, as if nothing were known: that moves no density, and gives no gene an advantage."""
+        rng = np.random.default_rng(seed_for(self.seed, trial.system_attrs.get(DRAW, trial.number), "idle"))
+        return Cube(space).params(rng.random(len(space)))
 
 
 class Filled(Borrowed):
@@ -81,20 +100,27 @@ class Filled(Borrowed):
 class View:
     """A study seen without the finished trials that lack some of the parameters, such as baselines outside the space."""
 
-    def __init__(self, study: Study, names: Collection[str], known: dict[int, bool] | None = None) -> None:
-        self._study, self._names = study, set(names)
-        self._known = {} if known is None else known  # what was seen of finished trials, which do not change
+    def __init__(
+        self,
+        study: Study,
+        names: Collection[str],
+        shown: Callable[[FrozenTrial], FrozenTrial],
+        known: Seen | None = None,
+    ) -> None:
+        self._study, self._names, self._shown = study, set(names), shown
+        self._known: Seen = {} if known is None else known
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
         trials = self._study._get_trials(*args, **kwargs)
-        return [trial for trial in trials if not trial.state.is_finished() or self._whole(trial)]
+        seen = (self._seen(trial) if trial.state.is_finished() else trial for trial in trials)
+        return [trial for trial in seen if trial is not None]
 
-    def _whole(self, trial: FrozenTrial) -> bool:
+    def _seen(self, trial: FrozenTrial) -> FrozenTrial | None:
         if trial.number not in self._known:
-            self._known[trial.number] = self._names <= trial.params.keys()
+            self._known[trial.number] = self._shown(trial) if self._names <= trial.params.keys() else None
         return self._known[trial.number]
 
 
@@ -126,4 +152,9 @@ class Gp(Borrowed):
     make, quasi_random = GPSampler, True
 
     def _view(self, study: Study, names: Collection[str]) -> Study:
-        return cast(Study, AlignedView(study, names))
+        return cast(Study, AlignedView(study, names, self._shown))
+
+    def _instead(self, space: Space, trial: FrozenTrial) -> dict[str, Any]:
+        """All alike: trials that differ in nothing that had a say are one point."""
+        cube = Cube(space)
+        return cube.params(cube.point({}))

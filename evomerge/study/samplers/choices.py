@@ -30,11 +30,17 @@ class Choices:
         return [int(rng.choice(len(p), p=p)) for p in self.probabilities]
 
     def learn(self, chosen: Sequence[Sequence[int]], weights: Sequence[float]) -> None:
-        """Of a population in the order of its ranks, best first; `weights` sum to 1, and who has none is forgotten."""
+        """Of a population in the order of its ranks, best first; `weights` sum to 1, and who has none is forgotten.
+
+        An option below 0 had no say, and moves nothing.
+        """
         for place, (p, margin) in enumerate(zip(self.probabilities, self._margins, strict=True)):
             wanted = np.zeros_like(p)
             for options, weight in zip(chosen, weights, strict=False):
-                wanted[options[place]] += weight
+                if options[place] < 0:
+                    wanted += weight * p
+                else:
+                    wanted[options[place]] += weight
             moved = np.maximum(p + RATE * (wanted - p), margin)
             over = moved - margin  # what can be given back without touching the margin
             self.probabilities[place] = margin + over * ((1 - margin * len(p)) / over.sum())

@@ -6,7 +6,7 @@ Optuna's own CmaEsSampler ignores constraints and starts again from nothing when
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .cube import Cube, Vector
 from .evolution import Asked, Evolution, Settings, Told
-from .seeded import Seeded, Space, Start, seed_for
+from .seeded import Active, Seeded, Space, Start, seed_for
 
 ASKED = "cmaes:asked"  # on a trial: the run that asked for it, and its steps before rounding
 ARRIVAL = "cmaes:arrival"  # on a trial: how many had finished before it; with several workers not the order of numbers
@@ -50,13 +50,12 @@ class CmaEs(Seeded):
     told of them so far says where the distribution is begun.
 
     Args:
-        seed, space, start: as for every sampler. Without a start it is the middle; options begin equally likely.
+        seed, space, start, active: as for every sampler. Without a start it is the middle; options begin equally likely.
         sigma: the first standard deviation, in widths of the ranges.
         population: how many results move the distribution; 4 + 3 ln n by default.
         lr_adapt: smaller steps where the noise is large; for budgets of thousands of trials.
         collapsed: a largest standard deviation below this ends a run.
         scales: factors of the first standard deviation, by name; 1 where there is none.
-        active: which parameters the values of a trial leave a say; what others were is not learned from.
     """
 
     def __init__(
@@ -70,11 +69,10 @@ class CmaEs(Seeded):
         lr_adapt: bool = False,
         collapsed: float = 1e-4,
         scales: Mapping[str, float] | None = None,
-        active: Callable[[Mapping[str, Any]], Container[str]] | None = None,
+        active: Active | None = None,
     ) -> None:
-        super().__init__(seed=seed, space=space, start=start)
+        super().__init__(seed=seed, space=space, start=start, active=active)
         self.scales = dict(scales or {})
-        self.active = active
         self.sigma, self.population, self.lr_adapt, self.collapsed = sigma, population, lr_adapt, collapsed
         self._replays: list[Replay] = []  # a stack: pop and append are atomic, so threads take different ones
 
@@ -121,12 +119,9 @@ class CmaEs(Seeded):
         return replay
 
     def _without_idle(self, trial: FrozenTrial, cube: Cube, told: Told) -> Told:
-        """A number that the trial's choices left unused says nothing: it is told as NaN."""
-        if self.active is None:
-            return told
-        used = self.active(trial.params)
-        idle = [name not in used and not options for name, options in zip(cube.space, cube.options, strict=True)]
-        return told._replace(point=np.where(idle, np.nan, told.point))
+        """What the trial's choices left unused says nothing: it is told as NaN."""
+        unused = set(self.idle(trial.params, cube.space))
+        return told._replace(point=np.where([name in unused for name in cube.space], np.nan, told.point)) if unused else told
 
     def _best_start(self, arrived: Sequence[FrozenTrial], cube: Cube, sign: float) -> Mapping[str, Any]:
         """The beginning that turned out best so far; the first before any did."""

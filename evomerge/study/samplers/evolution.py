@@ -95,17 +95,19 @@ class Evolution:
             self._begin()
 
     def _filled(self, told: Told) -> Told:
-        """What was not used, NaN, is put where the distribution's mean is: it moves nothing."""
+        """A number that was not used, NaN, is put where the distribution's mean is: it moves nothing."""
         idle = np.isnan(told.point)
         if not idle.any():
             return told
-        mean = np.full(len(idle), 0.5)
-        mean[self._numbers] = self._cma.mean
+        mean = np.full(len(idle), np.nan)  # a choice stays what it is: nothing
+        if self._cma is not None:
+            mean[self._numbers] = self._cma.mean
         return told._replace(point=np.where(idle, mean, told.point))
 
     def _learn_choices(self, order: list[float]) -> None:
         best_first = sorted(range(len(order)), key=lambda i: order[i])
-        chosen = [(self.waiting[i].point[self._chosen] * self._options).astype(int).tolist() for i in best_first]
+        places = [self.waiting[i].point[self._chosen] * self._options for i in best_first]
+        chosen = [np.where(np.isnan(place), -1, place).astype(int).tolist() for place in places]
         weights = np.maximum(math.log((len(order) + 1) / 2) - np.log(np.arange(1, len(order) + 1)), 0.0)
         self._choices.learn(chosen, (weights / weights.sum()).tolist())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .cma_es import ARRIVAL, FINISHED
 from .cube import Cube, Vector
-from .seeded import Seeded, Space, Start, seed_for
+from .seeded import Active, Seeded, Space, Start, seed_for
 from .uniform import Qmc
 
 DOCUMENTS = "documents"  # user attribute of a trial: its scores on the documents that every trial is scored on, in one order
@@ -25,12 +25,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Member:
-    """A recipe of the archive: where it is, how far from feasible, its score on each document."""
+    """A recipe of the archive: where it is, how far from feasible, its score on each document, which numbers had a say."""
 
     number: int
     point: Vector
     violation: float
     scores: Array
+    used: NDArray[np.bool_]
 
 
 @dataclass
@@ -94,11 +95,12 @@ class Niches(Seeded):
         seed: int = 0,
         space: Mapping[str, BaseDistribution] | None = None,
         start: Start = None,
+        active: Active | None = None,
         archive: int = 20,
         alpha: float = 1.0,
         mutation: float = 0.05,
     ) -> None:
-        super().__init__(seed=seed, space=space, start=start)
+        super().__init__(seed=seed, space=space, start=start, active=active)
         if archive < 2:
             raise TypeError(f"archive: a recipe needs a mate, so at least 2, not {archive}")
         self.size, self.alpha, self.mutation = archive, alpha, mutation
@@ -129,23 +131,26 @@ class Niches(Seeded):
             archive = self._archives[study.study_name] = Archive(self.size, self.alpha)
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         for trial in arrived[len(archive.seen) :]:
-            archive.tell(_member(trial, Cube(space), sign))
+            archive.tell(_member(trial, Cube(space), sign, set(self.idle(trial.params, space))))
         return archive
 
 
-def _member(trial: FrozenTrial, cube: Cube, sign: float) -> Member:
+def _member(trial: FrozenTrial, cube: Cube, sign: float, idle: Container[str]) -> Member:
     assert trial.value is not None
     violation = sum(max(value, 0.0) for value in trial.constraints.values())
     scores = np.array(trial.user_attrs.get(DOCUMENTS) or [sign * trial.value], dtype=np.float64)
-    return Member(trial.number, cube.point(trial.params), violation, scores)
+    used = np.array([name not in idle for name in cube.space])
+    return Member(trial.number, cube.point(trial.params), violation, scores, used)
 
 
 def _child(one: Member, other: Member, cube: Cube, rng: np.random.Generator, mutation: float) -> Vector:
-    """Before the split t of the one and 1 - t of the other, after it the reverse; of a choice one of the two."""
+    """Before the split t of the one and 1 - t of the other, after it the reverse; of a choice one of the two, and what had a
+    say in only one of them is that one's."""
     n, t = len(cube), rng.random()
     share = np.where(np.arange(n) < rng.integers(n + 1), t, 1 - t)
     kept = (cube.options > 0) & (rng.random(n) < 0.5)
     share = np.where(cube.options > 0, kept.astype(np.float64), share)
+    share = np.where(one.used == other.used, share, one.used.astype(np.float64))
     moved = np.where(cube.options > 0, 0.0, mutation * rng.standard_normal(n))
     child: Vector = np.clip(share * one.point + (1 - share) * other.point + moved, 0.0, 1.0)
     return child

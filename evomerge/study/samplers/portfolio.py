@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .borrowed import Gp, Tpe
 from .cma_es import ARRIVAL, CmaEs
 from .cube import Cube
-from .seeded import Seeded, Space, Start, seed_for
+from .seeded import Active, Seeded, Space, Start, seed_for
 from .uniform import Qmc, Random
 
 ARM = "portfolio:arm"  # on a trial: who proposed it
@@ -37,13 +37,14 @@ class Portfolio(Seeded):
         seed: int = 0,
         space: Mapping[str, BaseDistribution] | None = None,
         start: Start = None,
+        active: Active | None = None,
         arms: Sequence[str] = ("cmaes", "tpe", "qmc"),
     ) -> None:
-        super().__init__(seed=seed, space=space, start=start)
+        super().__init__(seed=seed, space=space, start=start, active=active)
         if unknown := [name for name in arms if name not in ARMS] or ([] if arms else ["none"]):
             raise TypeError(f"arms: no arm {unknown[0]!r}; known are {', '.join(ARMS)}")
         first = self.starts[:1]  # a start is proposed by the portfolio; CMA-ES begins around it as well
-        self.arms = {name: ARMS[name](seed=seed_for(seed, name), space=space, start=first) for name in arms}
+        self.arms = {name: ARMS[name](seed=seed_for(seed, name), space=space, start=first, active=active) for name in arms}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         if len(study.directions) > 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from abc import abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .cube import Cube
 
 Space = dict[str, BaseDistribution]
 Start = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+Active = Callable[[Mapping[str, Any]], Container[str]]  # which parameters the values of a trial leave a say
 DRAW = "evomerge:draw"  # on a trial: the number that it was seeded with
 
 
@@ -40,10 +41,18 @@ class Seeded(BaseSampler):
         space: the whole space where it is known, as in `study.ask(space)`. Without it the sampler learns what all finished trials
             have in common, as in a define-by-run objective, and other parameters are drawn one by one.
         start: where to begin, by name, or several such; the very first proposals. CMA-ES begins around the one, or the best.
+        active: which parameters the values of a trial leave a say; nothing is learned from what the others were.
     """
 
-    def __init__(self, *, seed: int = 0, space: Mapping[str, BaseDistribution] | None = None, start: Start = None) -> None:
-        self.seed = seed
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        space: Mapping[str, BaseDistribution] | None = None,
+        start: Start = None,
+        active: Active | None = None,
+    ) -> None:
+        self.seed, self.active = seed, active
         self.space = None if space is None else dict(sorted(space.items()))
         self.starts = [dict(start)] if isinstance(start, Mapping) else [dict(each) for each in start or ()]
         self._learned: dict[str, IntersectionSearchSpace] = {}
@@ -84,6 +93,13 @@ class Seeded(BaseSampler):
             return start[param_name]
         rng = np.random.default_rng(seed_for(self.seed, self.draw(study, trial), param_name))
         return Cube({param_name: param_distribution}).params(rng.random(1))[param_name]
+
+    def idle(self, params: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+        """Those of the names that had no say in a trial with these values."""
+        if self.active is None:
+            return []
+        used = self.active(params)
+        return [name for name in names if name not in used]
 
     def beginning(self, study: Study, trial: FrozenTrial, names: Container[str]) -> dict[str, Any] | None:
         """The beginning that is this trial's to propose, None after as many trials in this space as there are beginnings."""
