@@ -13,8 +13,8 @@ A slice of a stack may be open too, and with `repeat` it stands several times, e
 
 A parameter's name is its path in the file: `rules[0].weight.math@2`. Every parameter is proposed in every trial, also those of a
 sub-tree that was not chosen or a slice that is off: samplers then see one fixed space, and none falls back to random search in
-silence. `active` says which of them had a say: no sampler learns anything from the others, and recipes that differ in nothing else
-are one recipe, whose scores are reused.
+silence. `active` says which of them had a say: no sampler learns anything from the others, and recipes that differ in nothing
+else are one recipe, whose scores are reused.
 """
 
 from __future__ import annotations

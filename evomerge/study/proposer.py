@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 FILE = "sampler.json"  # written by `auto` alone
 SINGLE = ("cmaes", "niches", "portfolio")  # samplers of one objective
-HURRIED = 15.0  # seconds of budget a trial below which a sampler must not take seconds itself
 
 
 def picked(experiment: Experiment, record: Record | None = None) -> Pick | None:
@@ -27,8 +26,8 @@ def picked(experiment: Experiment, record: Record | None = None) -> Pick | None:
         return None
     if record and (known := record.read_json(FILE)):
         return Pick(**known)
-    hurried = search.budget is not None and search.budget / search.trials < HURRIED
-    found = pick(experiment.space.distributions(), len(search.objectives), search.trials, hurried=hurried)
+    pace = None if search.budget is None else search.budget / search.trials
+    found = pick(experiment.space.distributions(), len(search.objectives), search.trials, pace=pace)
     if record:
         record.write_json(FILE, {"name": found.name, "reason": found.reason, "options": dict(found.options)})
     return found

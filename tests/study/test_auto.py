@@ -20,21 +20,27 @@ def space_of(numbers, choices=0):
 
 
 @pytest.mark.parametrize(
-    ("space", "objectives", "trials", "hurried", "name", "reason"),
+    ("space", "objectives", "trials", "pace", "name", "reason"),
     [
-        (space_of(12), 1, 400, False, "cmaes", "begins at the start"),
-        (space_of(12), 1, 100, False, "gp", "Gaussian process"),
-        (space_of(12), 1, 100, True, "cmaes", "milliseconds"),
-        (space_of(300), 1, 100, False, "cmaes", "diagonal"),
-        (space_of(3, 5), 1, 400, False, "tpe", "choices"),
-        (space_of(12), 2, 400, False, "nsga2", "2 objectives"),
-        (space_of(12), 2, 60, False, "tpe", "too few trials"),
-        (space_of(12), 5, 2000, False, "nsga3", "5 objectives"),
-        ({"only": CategoricalDistribution((0,)), **space_of(1)}, 1, 1000, False, "cmaes", "1 numbers, 0 choices"),
+        (space_of(12), 1, 400, None, "cmaes", "begins at the start"),
+        (space_of(12), 1, 100, None, "gp", "Gaussian process"),
+        (space_of(12), 1, 100, 1.0, "cmaes", "milliseconds"),
+        (space_of(12), 1, 100, 60.0, "gp", "Gaussian process"),
+        (space_of(90), 1, 150, 6.0, "cmaes", "milliseconds"),
+        (space_of(90), 1, 150, 9.0, "gp", "0.7 s"),
+        (space_of(3, 5), 1, 400, 0.05, "cmaes", "milliseconds"),
+        (space_of(3, 5), 1, 400, 0.5, "tpe", "choices"),
+        (space_of(12), 2, 60, 0.01, "nsga2", "2 objectives"),
+        (space_of(300), 1, 100, None, "cmaes", "diagonal"),
+        (space_of(3, 5), 1, 400, None, "tpe", "choices"),
+        (space_of(12), 2, 400, None, "nsga2", "2 objectives"),
+        (space_of(12), 2, 60, None, "tpe", "too few trials"),
+        (space_of(12), 5, 2000, None, "nsga3", "5 objectives"),
+        ({"only": CategoricalDistribution((0,)), **space_of(1)}, 1, 1000, None, "cmaes", "1 numbers, 0 choices"),
     ],
 )
-def test_it_picks_by_dimensions_kinds_objectives_and_budget(space, objectives, trials, hurried, name, reason):
-    found = pick(space, objectives, trials, hurried=hurried)
+def test_it_picks_by_dimensions_kinds_objectives_and_budget(space, objectives, trials, pace, name, reason):
+    found = pick(space, objectives, trials, pace=pace)
 
     assert found.name == name
     assert reason in found.reason
@@ -67,7 +73,7 @@ def test_the_dry_run_the_progress_and_the_report_say_why(laboratory, capsys):
     search(space, laboratory / "study", workers=1, trials=6, watch=Watch(1_000_000))
     write_report(laboratory / "study")
 
-    said = "cmaes: 4 numbers, 0 choices, 6 trials: its proposals take milliseconds"
+    said = "gp: 4 numbers, 0 choices, 6 trials: up to 150 a Gaussian process gets most out of each, at up to 0.0 s"
     assert said in outlook(space, trials=6)
     assert f"auto picks {said}" in phases
     assert said in (laboratory / "study/report.md").read_text()

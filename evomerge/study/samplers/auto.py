@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,9 @@ from .cma_es import CmaEs
 from .genetic import Nsga2, Nsga3
 from .seeded import Active, Seeded, Space, Start
 
-GP_TRIALS = 150  # beyond them a Gaussian process takes seconds a proposal
+GP_TRIALS = 150  # beyond them, or beyond so many dimensions, a Gaussian process takes seconds a proposal
 GP_DIMENSIONS = 100
+SHARE = 0.1  # of the time from one trial to the next that a proposal may take, at the end of the study
 GENERATIONS = 8  # that a genetic search needs to get anywhere
 SMALLEST, LARGEST = 12, 50  # population of a genetic search
 
@@ -34,27 +35,40 @@ class Pick:
         return f"{self.name}{options}: {self.reason}"
 
 
-def pick(space: Mapping[str, BaseDistribution], objectives: int = 1, trials: int = 200, *, hurried: bool = False) -> Pick:
-    """The sampler for a space and a number of trials; `hurried` where the clock, not the number of trials, ends the search."""
+def pick(space: Mapping[str, BaseDistribution], objectives: int = 1, trials: int = 200, *, pace: float | None = None) -> Pick:
+    """The sampler for a space and a number of trials.
+
+    `pace` is how many seconds there are from one trial to the next (the budget over the trials; with many workers they are few):
+    a sampler that would take a tenth of them for a proposal is passed over.
+    """
     open_ones = [d for d in space.values() if not d.single()]
     choices = sum(isinstance(d, CategoricalDistribution) for d in open_ones)
     counted = f"{len(open_ones) - choices} numbers, {choices} choices, {trials} trials"
+    slow = {name for name in ("gp", "tpe") if pace is not None and seconds(name, len(open_ones), trials) > SHARE * pace}
     if objectives > 1:
-        return _for_several(objectives, trials, counted)
-    if choices > len(open_ones) / 2:
+        return _for_several(objectives, trials, counted, slow)
+    if choices > len(open_ones) / 2 and "tpe" not in slow:
         return Pick("tpe", f"{counted}: most of the space are choices, of which TPE keeps a density each")
-    if trials <= GP_TRIALS and len(open_ones) <= GP_DIMENSIONS and not hurried:
-        return Pick("gp", f"{counted}: up to {GP_TRIALS} a Gaussian process gets most out of each, at a second or two")
+    if trials <= GP_TRIALS and len(open_ones) <= GP_DIMENSIONS and "gp" not in slow:
+        takes = seconds("gp", len(open_ones), trials)
+        return Pick("gp", f"{counted}: up to {GP_TRIALS} a Gaussian process gets most out of each, at up to {takes:.1f} s")
     if len(open_ones) > 100:
         return Pick("cmaes", f"{counted}: above 100 dimensions CMA-ES with a diagonal covariance, which few trials can teach")
-    reason = "its proposals take milliseconds" if hurried else "CMA-ES begins at the start and learns from every result"
+    reason = "its proposals take milliseconds" if slow else "CMA-ES begins at the start and learns from every result"
     return Pick("cmaes", f"{counted}: {reason}")
 
 
-def _for_several(objectives: int, trials: int, counted: str) -> Pick:
+def seconds(name: str, dims: int, trials: int) -> float:
+    """Of the processor for a proposal after so many trials, from measurements at 20 to 300 dimensions (docs/scaling.md)."""
+    if name == "gp":
+        return 0.005 * dims + 0.0017 * trials
+    return 0.0002 * dims + 2.7e-6 * dims * trials if name == "tpe" else 0.005
+
+
+def _for_several(objectives: int, trials: int, counted: str, slow: Collection[str]) -> Pick:
     population = min(max(trials // (2 * GENERATIONS), SMALLEST), LARGEST)
     told = f"{counted}, {objectives} objectives"
-    if trials < GENERATIONS * SMALLEST:
+    if trials < GENERATIONS * SMALLEST and "tpe" not in slow:
         return Pick("tpe", f"{told}: too few trials for generations of a genetic search")
     if objectives > 3:
         options = {"population_size": population}
@@ -70,7 +84,7 @@ class Auto(Seeded):
 
     Args:
         trials: how many the study will have, as far as known; it decides as much as the space does.
-        hurried: whether the clock ends the study.
+        pace: seconds from one trial to the next, where the clock ends the study.
     """
 
     def __init__(
@@ -81,15 +95,16 @@ class Auto(Seeded):
         start: Start = None,
         active: Active | None = None,
         trials: int = 200,
-        hurried: bool = False,
+        pace: float | None = None,
     ) -> None:
         super().__init__(seed=seed, space=space, start=start, active=active)
-        self.trials, self.hurried = trials, hurried
+        self.trials, self.pace = trials, pace
         self._made: dict[str, Seeded] = {}
 
     def sampler(self, study: Study) -> Seeded:
         """The one that proposes; where the space is not known before the first trial, by the objectives alone."""
-        chosen = pick(self.space or {}, len(study.directions), self.trials, hurried=self.hurried or self.space is None)
+        pace = 0.0 if self.space is None else self.pace
+        chosen = pick(self.space or {}, len(study.directions), self.trials, pace=pace)
         if chosen.name not in self._made:
             known: dict[str, Any] = {"seed": self.seed, "space": self.space, "start": self.starts, "active": self.active}
             self._made[chosen.name] = KINDS[chosen.name](**known, **chosen.options)
