@@ -1,8 +1,10 @@
 """A whole study in seconds: sources of a few hundred numbers, and a scorer that knows where the optimum lies."""
 
+import json
 import textwrap
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -85,3 +87,42 @@ def stopped(laboratory: Path, at: str) -> Path:
     with pytest.raises(KeyboardInterrupt):
         search(laboratory / "space.yaml", laboratory / "study", workers=1, watch=StopAt(at))
     return laboratory / "study"
+
+
+def parameters(study):
+    """What was proposed, in order."""
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(study / "journal.log")))
+    return [trial.params for trial in optuna.load_study(study_name=None, storage=storage).trials]
+
+
+def ended(study):
+    """How every trial ended: its place in the race is part of what a resumed study must know."""
+    notes = {path.parent.name: json.loads(path.read_text()) for path in (study / "trials").glob("*/verdict.json")}
+    return {name: (note["state"], note["rung"], note["told"]) for name, note in notes.items()}
+
+
+def certificate(study):
+    return json.loads((study / "certificate.json").read_text())
+
+
+class Interrupt(Nobody):
+    """Watches a study and stops it, as Ctrl-C would, after some trials."""
+
+    def __init__(self, after):
+        self.left, self.counting = after, False
+
+    def phase(self, name, total):
+        self.counting = name == "trials"
+
+    def scored(self, outcome, best):
+        self.left -= self.counting
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def in_pieces(space: Path, study: Path, *after: int) -> None:
+    """A study that is interrupted after so many trials, resumed, interrupted again, and at last brought to its end."""
+    for count in after:
+        with pytest.raises(KeyboardInterrupt):
+            search(space, study, workers=1, resume=True, watch=Interrupt(count))
+    search(space, study, workers=1, resume=True)

@@ -10,8 +10,7 @@ from evomerge.report.write import write_report
 from evomerge.scoring.scores import Row, Scores
 from evomerge.study.betting import enough, evidence, steps, wealth
 from evomerge.study.search import search
-from tests.laboratory import change
-from tests.study.test_search import Interrupt, certificate, ended, parameters
+from tests.laboratory import Interrupt, certificate, change, ended, parameters
 
 ALPHA = 0.05
 

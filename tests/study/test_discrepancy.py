@@ -13,8 +13,7 @@ from evomerge.space import Space
 from evomerge.study.discrepancy import LEAST, MOST, distances, scales
 from evomerge.study.samplers import CmaEs
 from evomerge.study.search import search
-from tests.laboratory import change
-from tests.study.test_search import Interrupt, parameters
+from tests.laboratory import Interrupt, change, parameters
 
 
 def models(folder):

@@ -3,24 +3,12 @@
 import json
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.stream import Sources, materialize
-from evomerge.guards.ewc import write_fisher
 from evomerge.recipe import Recipe
 from evomerge.study.search import search
 from tests.laboratory import change
-
-
-@pytest.fixture
-def anchored(laboratory):
-    """A Fisher of the base that minds one tensor only."""
-    (laboratory / "fishers").mkdir()
-    diagonal = {"layers.0.w": torch.full((2, 40), 0.5)}
-    write_fisher(laboratory / "fishers/base.safetensors", diagonal, model=Checkpoint.open(laboratory / "base").fingerprint)
-    return laboratory
 
 
 def trials(study):

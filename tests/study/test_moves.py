@@ -7,25 +7,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.document import dump_yaml
 from evomerge.errors import GuardError
-from evomerge.guards.ewc import write_fisher
 from evomerge.recipe import locate
 from evomerge.report.tables import judgement_table
 from evomerge.study.search import search
 from evomerge.study.verbs import evaluate, guard
 from evomerge.zoo.tokenizer import encode
 from tests.laboratory import change
-
-
-@pytest.fixture
-def anchored(laboratory):
-    """A Fisher of the base that minds one tensor only."""
-    (laboratory / "fishers").mkdir()
-    diagonal = {"layers.0.w": torch.full((2, 40), 0.5)}
-    write_fisher(laboratory / "fishers/base.safetensors", diagonal, model=Checkpoint.open(laboratory / "base").fingerprint)
-    return laboratory
 
 
 def notes(study):

@@ -18,8 +18,7 @@ from evomerge.study.objectives import check_objectives, is_less_better, objectiv
 from evomerge.study.pareto import dominates, front, hypervolume
 from evomerge.study.race import Arrival, Race
 from evomerge.study.search import search
-from tests.laboratory import change
-from tests.study.test_search import Interrupt, certificate, ended, parameters
+from tests.laboratory import certificate, change, ended, in_pieces, parameters
 
 SUITE = Suite(tasks={"sum": 3.0, "sort": 1.0}, aggregate="mean")
 GUARD = GuardConfig(tasks={"past": 0.1}, kl=0.1)
@@ -137,10 +136,7 @@ def test_a_study_of_two_objectives_ends_with_a_shelf_and_one_certificate(laborat
 def test_an_interrupted_study_of_two_objectives_goes_on_as_if_it_had_not_been(laboratory):
     space = change(laboratory, search={**OBJECTIVES, "sampler": "nsga2", "sampler_options": {"population_size": 6}})
     search(space, laboratory / "whole", workers=1)
-    for after in (2, 11):
-        with pytest.raises(KeyboardInterrupt):
-            search(space, laboratory / "study", workers=1, resume=True, watch=Interrupt(after))
-    search(space, laboratory / "study", workers=1, resume=True)
+    in_pieces(space, laboratory / "study", 2, 11)
 
     assert parameters(laboratory / "study") == parameters(laboratory / "whole")
     assert ended(laboratory / "study") == ended(laboratory / "whole")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import optuna
 import pytest
 
 from evomerge.errors import EvomergeError
@@ -17,40 +16,7 @@ from evomerge.study.reserve import seconds_per_document
 from evomerge.study.samplers import SAMPLERS
 from evomerge.study.search import search
 from evomerge.study.trial import Outcome
-from tests.laboratory import change
-
-
-def parameters(study):
-    """What was proposed, in order."""
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(study / "journal.log")))
-    return [trial.params for trial in optuna.load_study(study_name=None, storage=storage).trials]
-
-
-def ended(study):
-    """How every trial ended: its place in the race is part of what a resumed study must know."""
-    notes = {path.parent.name: json.loads(path.read_text()) for path in (study / "trials").glob("*/verdict.json")}
-    return {name: (note["state"], note["rung"], note["told"]) for name, note in notes.items()}
-
-
-def certificate(study):
-    return json.loads((study / "certificate.json").read_text())
-
-
-class Interrupt:
-    """Watches a study and stops it, as Ctrl-C would, after some trials."""
-
-    def __init__(self, after):
-        self.left, self.counting = after, False
-
-    def phase(self, name, total):
-        self.counting = name == "trials"
-
-    def scored(self, outcome, best):
-        self.left -= self.counting
-        if not self.left:
-            raise KeyboardInterrupt
-
-    def note(self, text): ...
+from tests.laboratory import certificate, change, ended, in_pieces, parameters
 
 
 def test_a_study_ends_with_a_certified_model_and_plain_files(laboratory):
@@ -111,10 +77,7 @@ def test_more_trials_go_on_from_a_finished_study_and_another_winner_takes_the_pl
 def test_an_interrupted_study_proposes_what_it_would_have_proposed(laboratory, sampler):
     space = change(laboratory, search={"sampler": sampler})
     search(space, laboratory / "whole", workers=1)
-    for after in (1, 5):
-        with pytest.raises(KeyboardInterrupt):
-            search(space, laboratory / "study", workers=1, resume=True, watch=Interrupt(after))
-    search(space, laboratory / "study", workers=1, resume=True)
+    in_pieces(space, laboratory / "study", 1, 5)
 
     assert parameters(laboratory / "study") == parameters(laboratory / "whole")
     assert ended(laboratory / "study") == ended(laboratory / "whole")

@@ -10,8 +10,7 @@ from evomerge.recipe import Recipe
 from evomerge.space import Space
 from evomerge.study.search import search
 from evomerge.study.stages import PREFIX, STEP, refined
-from tests.laboratory import change
-from tests.study.test_search import Interrupt, certificate, ended, parameters
+from tests.laboratory import certificate, change, ended, in_pieces, parameters
 
 RULES = [
     {
@@ -81,10 +80,7 @@ def test_a_study_goes_over_to_single_layers_around_its_best(laboratory):
 def test_an_interrupted_study_refines_as_if_it_had_not_been(laboratory):
     space_file = change(laboratory, search={"refine": True, "trials": 16})
     search(space_file, laboratory / "whole", workers=1)
-    for after in (9, 1, 3):  # in the first stage, at the border, in the second
-        with pytest.raises(KeyboardInterrupt):
-            search(space_file, laboratory / "study", workers=1, resume=True, watch=Interrupt(after))
-    search(space_file, laboratory / "study", workers=1, resume=True)
+    in_pieces(space_file, laboratory / "study", 9, 1, 3)  # in the first stage, at the border, in the second
 
     assert parameters(laboratory / "study") == parameters(laboratory / "whole")
     assert ended(laboratory / "study") == ended(laboratory / "whole")

@@ -9,8 +9,7 @@ from evomerge.errors import StudyError
 from evomerge.space import Space
 from evomerge.study.search import search
 from evomerge.study.warmstart import translate
-from tests.laboratory import change
-from tests.study.test_search import Interrupt, parameters
+from tests.laboratory import Interrupt, change, parameters
 
 
 def space(weight, **more):
