@@ -354,15 +354,20 @@ def bench(
     what: Annotated[
         Bench,
         typer.Argument(
-            help="search: a whole run, by the wall; merge: from a recipe to live weights; scoring: candidates an hour with hf,"
+            help="search: a whole run, by the wall; merge: from a recipe to live weights, and from files to"
+            " files beside cp and mergekit, by CPU time; scoring: candidates an hour with hf,"
             " with a live vLLM and with a fresh one for each; loop: what the controller takes for a trial, 300 dimensions, 64"
             " simulated workers; kernels: beside a copy."
         ),
     ],
     space: Annotated[Path, typer.Argument(help="The experiment to time.")] = Path("search_spaces/quickstart.yaml"),
-    runs: Annotated[int, typer.Option(min=1, help="Runs of a search; candidates of each way to score.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of a search or a merge; candidates of each way to score.")] = 3,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.")] = None,
     documents: Annotated[int, typer.Option(min=1, help="Documents a candidate, for scoring.")] = 600,
+    mergekit: Annotated[
+        Path | None,
+        typer.Option(help="For merge: the python of an environment that has mergekit, to merge the same.", metavar="PYTHON"),
+    ] = None,
 ) -> None:
     """Time a search, a merge, scoring or the kernels on this machine, medians of several runs."""
     from evomerge import bench as benches
@@ -392,7 +397,15 @@ def bench(
         print(bench_anytime())
         return
 
-    print(benches.bench_merge(space) if what is Bench.merge else benches.bench_search(space, runs, workers))
+    if what is Bench.merge:
+        from evomerge.bench.disk import bench_disk
+
+        print(benches.bench_merge(space), flush=True)
+        for line in bench_disk(mergekit, runs=runs):
+            print(line, flush=True)
+        return
+
+    print(benches.bench_search(space, runs, workers))
 
 
 def _report(directory: Path) -> None:
