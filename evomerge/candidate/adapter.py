@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate.checkpoint import FLOATS, Checkpoint, TensorInfo, digest, read_header, read_json
 from evomerge.candidate.files import contained, not_pickle
+from evomerge.candidate.finite import refuse_odd
 from evomerge.document import nearest
 from evomerge.errors import CheckpointError
 
@@ -76,7 +77,7 @@ class Adapted(Checkpoint):
         if self.adapter not in self._open:
             self._open[self.adapter] = safe_open(self.adapter, framework="pt")
         tensor: Tensor = self._open[self.adapter].get_tensor(name)
-        return tensor
+        return refuse_odd(tensor, name, self.adapter)
 
     @property
     def fingerprint(self) -> str:

@@ -28,7 +28,6 @@ TOKENIZER_FILES = (
     "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
-FINITE_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -157,21 +156,6 @@ def _tokenizer_hash(file: Path) -> str:
     data = read_json(file)
     meaning = {key: value for key, value in data.items() if key not in ("version", "padding", "truncation")}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
-
-
-def refuse_nan(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError at the first tensor with a value that is no finite number; reads the whole checkpoint."""
-    import torch
-
-    for name, info in checkpoint.tensors.items():
-        if info.dtype not in FLOATS:
-            continue
-        for piece in torch.split(checkpoint.read(name).reshape(-1), FINITE_CHUNK):
-            if not bool(torch.isfinite(piece).all()):
-                raise CheckpointError(
-                    f"{checkpoint.files[name]}: {name!r} has NaN or infinite values; take a checkpoint from before its training"
-                    " broke"
-                )
 
 
 def _weight_files(path: Path) -> list[Path]:

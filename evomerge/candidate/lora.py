@@ -56,13 +56,13 @@ def merge_to_lora(recipe: Recipe, out: str | Path, rank: int) -> Kept:
     sources = Sources()
     base = sources.checkpoint(recipe.base.location, "base")
     wide = "float64" if any(info.dtype == "F64" for info in base.tensors.values()) else "float32"
-    candidate = materialize(replace(recipe, dtype=wide), sources)
-    sources.refuse_nan(recipe)
+    candidate = materialize(replace(recipe, dtype=wide), sources, hashed=False)
     parts: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     energy: dict[str, tuple[float, float]] = {}  # all, kept
     for name, tensor in candidate.weights:
-        if base.tensors[name].dtype in FLOATS and (delta := tensor.double() - base.read(name).double()).any():
+        delta = tensor.double() - sources.read(recipe.base.location, name).double()
+        if base.tensors[name].dtype in FLOATS and delta.any():
             energy[name] = float(delta.square().sum()), 0.0
             if _has_place(name, delta):
                 up, down = factors(delta, rank)

@@ -33,8 +33,7 @@ def merge(
         raise RecipeError("heal: this merge cannot heal; leave `heal` out, or merge through `evomerge merge`")
     refuse_existing(Path(out).absolute())
     sources = Sources(device=device)
-    candidate = materialize(recipe, sources)
-    sources.refuse_nan(recipe)
+    candidate = materialize(recipe, sources, hashed=False)
     if recipe.heal and heal:
         candidate = heal(candidate, sources)
     counted = _counted(candidate, progress) if progress else candidate

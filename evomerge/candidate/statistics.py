@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, read_header
+from evomerge.candidate.finite import refuse_odd
 from evomerge.errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Statistics:
         if not self._open:
             self._open.append(safe_open(self.path, framework="pt"))
         found: Tensor = self._open[0].get_tensor(name)
-        return found
+        return refuse_odd(found, name, self.path, "measure it anew")
 
 
 def _fits(kind: str, info: TensorInfo, weight: TensorInfo | None) -> bool:

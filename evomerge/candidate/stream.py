@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest, refuse_nan
+from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest
 from evomerge.candidate.conveyor import Conveyor
+from evomerge.candidate.finite import refuse_odd
 from evomerge.candidate.placement import Key, Load, Room, Shelf
 from evomerge.candidate.plan import Plan, Step, compare, resolve
 from evomerge.candidate.statistics import NEEDS, Statistics
@@ -55,11 +56,15 @@ class Candidate:
         return cls(config, list(tensors.items()), key, manifest)
 
 
-def materialize(recipe: Recipe, sources: Sources) -> Candidate:
-    """The model of a recipe; its tensors are merged one by one as the stream is read."""
+def materialize(recipe: Recipe, sources: Sources, *, hashed: bool = True) -> Candidate:
+    """The model of a recipe; its tensors are merged one by one as the stream is read.
+
+    Who compares no keys spares reading every file once more: without `hashed` the key is the recipe's alone.
+    """
     seen = sources.seen(recipe)
     plan = sources.plan(seen)
-    return Candidate(plan.config, Merge(seen, plan, sources), recipe.key(sources.fingerprints(recipe)), plan.manifest)
+    key = recipe.key(sources.fingerprints(recipe)) if hashed else recipe.key()
+    return Candidate(plan.config, Merge(seen, plan, sources), key, plan.manifest)
 
 
 @dataclass(frozen=True)
@@ -192,11 +197,6 @@ class Sources:
             self._fingerprints[location] = self.checkpoint(location).fingerprint
         return self._fingerprints[location]
 
-    def refuse_nan(self, recipe: Recipe) -> None:
-        """Raises CheckpointError if a model of the recipe has a value that is no number."""
-        for location in dict.fromkeys((recipe.base.location, *(source.location for source in recipe.sources.values()))):
-            refuse_nan(self.checkpoint(location))
-
     def settle(self, recipe: Recipe, plan: Plan) -> None:
         """Decides where the tensors behind a plan stay, if they do; see placement.py."""
         steps = ((step.name, step.sources) for step in plan.steps)
@@ -233,8 +233,11 @@ class Sources:
         for there in (self._carried, self.shelf.tensors):
             if key in there:
                 return there[key]
-        tensor = self.checkpoint(location).read(name)
-        return self.shelf.put(key, tensor) if self.resident else tensor.to(self.device)
+        checkpoint = self.checkpoint(location)
+        tensor = checkpoint.read(name)
+        if self.resident:  # a search looked through all models before it began
+            return self.shelf.put(key, tensor)
+        return refuse_odd(tensor, name, checkpoint.files[name]).to(self.device)
 
     def inputs(self, recipe: Recipe, step: Step) -> Inputs:
         """The tensors behind a step, with what is kept about them."""

@@ -67,7 +67,8 @@ def _tower(model: Checkpoint, base: Checkpoint, names: Mapping[str, str]) -> Tow
     config: dict[str, Any] = {**base.config, "text_config": {**base.config["text_config"], "vocab_size": size}}
     if "vocab_size" in base.config:
         config["vocab_size"] = size
-    return Tower(model.path, config, tensors, {**base.files, **model.files}, inner=model, rest=base, names=names)
+    files = {name: model.files[names[name]] if name in names else file for name, file in base.files.items()}
+    return Tower(model.path, config, tensors, files, inner=model, rest=base, names=names)
 
 
 def text_names(model: Checkpoint, base: Checkpoint) -> dict[str, str] | None:

@@ -24,7 +24,7 @@ MOST = 16  # sources of one merge
 TWINS: dict[Backend, dict[str, str]] = {  # where each function's twin stands
     "torch": {},
     "native": dict.fromkeys(
-        ("combine", "norms", "balance", "counts", "members", "ranks", "gram", "gram_of_rows", "mix_rows"),
+        ("combine", "norms", "balance", "counts", "members", "ranks", "gram", "gram_of_rows", "mix_rows", "finite"),
         "evomerge.kernels.native",
     ),
     "triton": {

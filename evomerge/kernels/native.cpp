@@ -490,9 +490,30 @@ void ranks(const Job &job, int64_t width, uint32_t *room) {  // room for three r
     }
 }
 
+// Whether no element is NaN or infinite: whether none has all bits of its exponent set.
+template <class Word>
+bool sound(const Job &job, Word exponent) {
+    const Word *words = static_cast<const Word *>(job.sources[0]);
+    bool all = true;
+    blocks(job, [&](int64_t start, int count) {
+        Word odd = 0;
+        for (int i = 0; i < count; ++i) odd |= Word((words[start + i] & exponent) == exponent);
+        all &= !odd;
+    });
+    return all;
+}
+
 }  // namespace
 
 extern "C" {
+int32_t all_finite(const Job *job) {
+    switch (job->source_kinds[0]) {
+        case FLOAT64: return sound<uint64_t>(*job, 0x7FF0000000000000u);
+        case FLOAT32: return sound<uint32_t>(*job, 0x7F800000u);
+        case BFLOAT16: return sound<uint16_t>(*job, 0x7F80u);
+        default: return sound<uint16_t>(*job, 0x7C00u);
+    }
+}
 void gram_float32(const Job *job, int64_t width, double *products) { gram<float>(*job, width, products); }
 void mix_float32(const Job *job, const float *coefficients, int64_t width) { mix<float>(*job, coefficients, width); }
 void mix_float64(const Job *job, const double *coefficients, int64_t width) { mix<double>(*job, coefficients, width); }

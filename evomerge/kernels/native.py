@@ -151,6 +151,13 @@ def ranks(base: Tensor | None, source: Tensor, width: int) -> Tensor:
     return found
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    request, compiled = Request(None, [tensor], None, subtract=False), library()
+    assert compiled is not None
+    return all(spread(lambda job: compiled.all_finite(ctypes.byref(job)), request.rows(1)))
+
+
 class Request:
     """Tensors and numbers as the C++ side reads them; it holds the tensors as long as it lives."""
 

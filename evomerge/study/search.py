@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from evomerge.candidate.checkpoint import Checkpoint, refuse_nan
+from evomerge.candidate.checkpoint import Checkpoint
+from evomerge.candidate.finite import refuse_nan
 from evomerge.candidate.plan import plan
 from evomerge.guards.criteria import refuse_undecidable
 from evomerge.scoring.suite import Splits

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, refuse_nan
+from evomerge.candidate.checkpoint import Checkpoint, TensorInfo
+from evomerge.candidate.finite import refuse_nan
 from evomerge.errors import CheckpointError
 from tests.candidate.conftest import llama
 

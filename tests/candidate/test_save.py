@@ -142,6 +142,18 @@ def test_a_file_too_large_for_the_system_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_model_that_is_found_broken_in_the_middle_leaves_nothing(value, make, family, tmp_path):
+    shutil.copytree(family, tmp_path / "family")
+    tensors = load_file(file := tmp_path / "family/code/model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][-1, -1] = value
+    save_file(tensors, file)
+
+    with pytest.raises(CheckpointError, match=r"code/model.safetensors: 'model.layers.1.mlp.up_proj.weight' has NaN"):
+        merge(make(root=tmp_path / "family", **TIES), tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["family"]
+
+
 def test_an_interrupted_merge_leaves_nothing(make, tmp_path):
     def interrupt(done, total):
         if done == 3:

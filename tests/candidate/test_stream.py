@@ -155,15 +155,30 @@ def test_the_texts_to_heal_on_are_in_the_key(make, tmp_path):
     assert len(keys) == 2
 
 
-def test_nan_in_a_source_is_found_before_a_merge(make, family, tmp_path):
+@pytest.mark.parametrize("side", ["torch", "native"])
+@pytest.mark.parametrize(("method", "model"), [("linear", "code"), ("ties", "base"), ("ties of the paper", "math")])
+def test_nan_in_a_model_is_found_when_it_is_read(method, model, side, make, family, tmp_path):
+    if side == "native" and kernels.library() is None:
+        pytest.skip("no C++ compiler")
     shutil.copytree(family, tmp_path, dirs_exist_ok=True)
-    file = tmp_path / "code/model.safetensors"
+    file = tmp_path / model / "model.safetensors"
     tensors = load_file(file)
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, file)
 
-    with pytest.raises(CheckpointError, match=r"code/model.safetensors: 'model.norm.weight' has NaN"):
-        Sources().refuse_nan(make(root=tmp_path, **RULES["linear"]))
+    expected = rf"{model}/model.safetensors: 'model.norm.weight' has NaN or infinite values; take a checkpoint"
+    with kernels.backend(side), pytest.raises(CheckpointError, match=expected):
+        merged(make(root=tmp_path, **RULES[method]))
+
+
+def test_without_a_hash_no_file_is_read_to_make_the_plan(make, family, tmp_path, monkeypatch):
+    recipe = make(**RULES["ties"])
+    monkeypatch.setattr(stream, "digest", lambda file: pytest.fail(f"{file} was hashed"))
+    monkeypatch.setattr(Checkpoint, "fingerprint", property(lambda model: pytest.fail(f"{model.path} was hashed")))
+
+    candidate = materialize(recipe, Sources(), hashed=False)
+
+    assert candidate.key == recipe.key()
 
 
 def test_a_resident_model_outlives_its_file(make, family, tmp_path):

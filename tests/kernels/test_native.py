@@ -204,6 +204,21 @@ def test_what_the_compiled_side_does_not_know_stays_with_torch(sources, dtype):
     assert merged.float().eq(len(sources)).all()
 
 
+@given(st.sampled_from(DTYPES), st.integers(1, 3000), st.data())
+def test_one_value_that_is_no_number_is_found_wherever_it_stands(dtype, size, data):
+    tensor = values(size, 0, dtype)
+    tensor[-1] = torch.finfo(dtype).max
+    place, odd = data.draw(st.integers(0, size - 1)), data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+
+    sound = native.finite(tensor)
+    tensor[place] = odd
+
+    assert sound
+    assert not native.finite(tensor)
+    assert native.finite(tensor[:place])
+    assert native.finite(tensor[place + 1 :])
+
+
 def test_on_a_cpu_it_is_taken_unless_torch_is_asked_for():
     assert kernels.side(torch.zeros(1)) == "native"
     with kernels.backend("torch"):
