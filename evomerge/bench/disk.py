@@ -100,7 +100,7 @@ def _ours(method: str, folder: Path) -> list[str]:
 
 
 def _mergekit(method: str, folder: Path) -> list[str]:
-    knobs = {"weight": WEIGHT} if method == "linear" else {"weight": WEIGHT, "density": KEPT}
+    knobs = {"weight": WEIGHT, **({} if method == "linear" else {"density": KEPT})}
     config: dict[str, Any] = {"merge_method": method, "dtype": "bfloat16"}
     if method == "slerp":
         config |= {"models": [{"model": str(folder / name)} for name in _models(method)], "parameters": {"t": T}}

@@ -26,7 +26,8 @@ TWINS: dict[Backend, dict[str, str]] = {  # where each function's twin stands
     "native": dict.fromkeys(
         ("combine", "norms", "balance", "counts", "members", "ranks", "gram", "gram_of_rows", "mix_rows", "finite"),
         "evomerge.kernels.native",
-    ),
+    )
+    | {"largest": "evomerge.kernels.select"},
     "triton": {
         **dict.fromkeys(("combine", "norms", "balance"), "evomerge.kernels.combine"),
         **dict.fromkeys(("counts", "members"), "evomerge.kernels.threshold"),

@@ -401,6 +401,57 @@ void members(const Job &job, uint32_t bin, float *sizes, int64_t *positions) {
     });
 }
 
+// The magnitudes of RUN neighbours every `step` elements, fewer where the tensor ends.
+constexpr int RUN = 16;
+
+template <class C>
+void sample(const Job &whole, int64_t step, float *sizes) {
+    Job job = whole;
+    for (job.start = whole.start; job.start < whole.stop; job.start += step, sizes += RUN) {
+        job.stop = job.start + RUN < whole.stop ? job.start + RUN : whole.stop;
+        magnitudes<C>(job, [&](int64_t start, int count, const float *all) {
+            std::memcpy(sizes + (start - job.start), all, sizeof(float) * size_t(count));
+        });
+    }
+}
+
+// Those of a block's words that are from `low` to `high`, and where they stand; there is room for a block more than there are.
+int between(const int32_t *words, int count, int32_t low, int32_t high, int32_t start, int32_t *found, int32_t *positions) {
+    int i = 0, many = 0;
+#ifdef __AVX512F__
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; i + 16 <= count; i += 16) {
+        const __m512i word = _mm512_loadu_si512(words + i), place = _mm512_add_epi32(lanes, _mm512_set1_epi32(start + i));
+        const __mmask16 mask = _mm512_cmpge_epi32_mask(word, _mm512_set1_epi32(low)) &
+                               _mm512_cmple_epi32_mask(word, _mm512_set1_epi32(high));
+        _mm512_storeu_si512(found + many, _mm512_maskz_compress_epi32(mask, word));
+        _mm512_storeu_si512(positions + many, _mm512_maskz_compress_epi32(mask, place));
+        many += __builtin_popcount(mask);
+    }
+#endif
+    for (; i < count; ++i) {
+        found[many] = words[i], positions[many] = start + i;
+        many += (words[i] >= low) & (words[i] <= high);
+    }
+    return many;
+}
+
+// The magnitudes whose bits are from `low` to `high`, by position, until there is no room; how many are above, and between.
+template <class C>
+void between(const Job &job, int32_t low, int32_t high, int64_t room, int32_t *sizes, int32_t *positions, int64_t *told) {
+    int64_t above = 0, found = 0;
+    magnitudes<C>(job, [&](int64_t start, int count, const float *all) {
+        alignas(64) int32_t words[BLOCK];
+        std::memcpy(words, all, sizeof(float) * size_t(count));
+        int32_t larger = 0;
+        for (int i = 0; i < count; ++i) larger += words[i] > high;
+        above += larger;
+        if (found + BLOCK <= room) found += between(words, count, low, high, int32_t(start), sizes + found, positions + found);
+        else found = room;
+    });
+    told[0] = above, told[1] = found;
+}
+
 // Σ xᵢyᵢ over a block, in LANES sums that are added to those of the blocks before: an order that no processor changes.
 constexpr int LANES = 32;
 
@@ -523,6 +574,14 @@ void counts_float32(const Job *job, int64_t *tables) { counts<float>(*job, table
 void counts_float64(const Job *job, int64_t *tables) { counts<double>(*job, tables); }
 void members_float32(const Job *job, uint32_t bin, float *sizes, int64_t *to) { members<float>(*job, bin, sizes, to); }
 void members_float64(const Job *job, uint32_t bin, float *sizes, int64_t *to) { members<double>(*job, bin, sizes, to); }
+void sample_float32(const Job *job, int64_t step, float *sizes) { sample<float>(*job, step, sizes); }
+void sample_float64(const Job *job, int64_t step, float *sizes) { sample<double>(*job, step, sizes); }
+void between_float32(const Job *job, int32_t low, int32_t high, int64_t room, int32_t *sizes, int32_t *positions, int64_t *told) {
+    between<float>(*job, low, high, room, sizes, positions, told);
+}
+void between_float64(const Job *job, int32_t low, int32_t high, int64_t room, int32_t *sizes, int32_t *positions, int64_t *told) {
+    between<double>(*job, low, high, room, sizes, positions, told);
+}
 void combine_float32(const Job *job) { combine<float>(*job); }
 void combine_float64(const Job *job) { combine<double>(*job); }
 void kept_float32(const Job *job) { kept<float>(*job); }

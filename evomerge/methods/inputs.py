@@ -48,7 +48,8 @@ class Inputs:
     def magnitudes(self) -> tuple[Magnitudes, ...]:
         """Of each delta: what every density is looked up in."""
         size, laid_out = self.sources[0].numel(), self.resident and not self.sources[0].is_cuda
-        memory = [self.once(("magnitudes", k), dict[Any, Any]) for k in range(len(self.sources))]
+        kept = self.resident or self.known is not None
+        memory = [self.once(("magnitudes", k), dict[Any, Any]) if kept else None for k in range(len(self.sources))]
         return tuple(
             Magnitudes(partial(self.delta, k), size, resident=laid_out, pair=(self.base, source), memory=memory[k])
             for k, source in enumerate(self.sources)

@@ -85,12 +85,13 @@ class Magnitudes:
         self.size = size
         self.resident = resident  # lay all elements out by bin
         self.pair = pair  # what is read, for a kernel that reads it itself
+        self.passing = memory is None and not resident  # nobody asks for a second density
         self._memory = {} if memory is None else memory  # the table and bins found so far, by whoever read the same vector
         self.trim = lru_cache(maxsize=64)(self._trim)
 
     def _trim(self, density: float) -> Trim:
         """What keeps exactly `density` of this task vector."""
-        return thresholds([self], density)[0]
+        return Trim(0.0, self.size) if density >= 1 else self.largest(count(density, self.size))
 
     def band(self, density: float, gamma: float) -> tuple[Trim, Trim]:
         """What keeps `density` of this task vector below the largest `gamma` of it: an outer trim without an inner one.
@@ -105,7 +106,17 @@ class Magnitudes:
 
     def largest(self, kept: int) -> Trim:
         """What keeps exactly so many elements."""
-        return _largest([self], kept, self.table)[0]
+        return self._selected(kept) or _largest([self], kept, self.table)[0]
+
+    def _selected(self, kept: int) -> Trim | None:
+        """The same in one pass, without a table."""
+        if not self.passing or "table" in self._memory or self.pair is None:
+            return None
+        fused = kernels.twin("largest", self.pair[0], self.pair[1:])
+        if fused is None or (found := fused(*self.pair, kept)) is None:
+            return None
+        magnitude, equal, room = found
+        return _trim(magnitude, equal[:room], equal[room:])
 
     @property
     def table(self) -> Table:
