@@ -85,15 +85,15 @@ def _models(method: str) -> tuple[str, ...]:
 
 
 def _ours(method: str, folder: Path) -> list[str]:
-    knobs: dict[str, Any] = {
+    knobs: dict[str, dict[str, Any]] = {
         "linear": {"weight": WEIGHT},
         "slerp": {"t": T, "sources": ["one"]},
         "ties": {"weight": WEIGHT, "density": KEPT},
         "dare_ties": {"weight": WEIGHT, "drop_rate": 1 - KEPT},
         "della": {"weight": WEIGHT, "density": KEPT},
-    }[method]
+    }
     sources = {name: str(folder / name) for name in _models(method) if name != "base"}
-    recipe = {"base": str(folder / "base"), "sources": sources, "rules": [{"match": "*", "method": method, **knobs}]}
+    recipe = {"base": str(folder / "base"), "sources": sources, "rules": [{"match": "*", "method": method, **knobs[method]}]}
     file = folder / f"{method}.yaml"
     file.write_text(dump_yaml({"recipe": recipe}))
     return [sys.executable, "-m", "evomerge.cli", "merge", str(file), "--out", str(folder / "out")]

@@ -34,6 +34,8 @@ def largest(base: Tensor | None, source: Tensor, kept: int) -> tuple[float, NDAr
     request = Request(base, [source], None, subtract=True)
     low, high = _bracket(request, size, kept / size)
     above, sizes, positions = _between(request, low, high, size // ROOM + BLOCK)
+    if high == 0 and kept > above:  # zeros need not be told apart: what is larger is kept
+        return 0.0, positions[:0].astype(np.int64), 0
     if not 0 < (rank := kept - above) <= len(sizes):
         return None
     if low == high:

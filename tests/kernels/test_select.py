@@ -28,7 +28,10 @@ def magnitudes(base, source, **rest):
 
 
 def same(one, other):
-    return (one.magnitude, one.last) == (other.magnitude, other.last) and np.array_equal(one.excess, other.excess)
+    """Where zeros are kept none is told from another: keeping them adds nothing."""
+    return one.magnitude == other.magnitude == 0 or (
+        (one.magnitude, one.last) == (other.magnitude, other.last) and np.array_equal(one.excess, other.excess)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -57,6 +60,17 @@ def test_whatever_the_sample_says_the_trim_is_the_exact_one(dtype, size, density
         found = magnitudes(base, source).trim(density)
 
     assert same(found, magnitudes(base, source, memory={}).trim(density))
+
+
+def test_a_delta_of_zeros_takes_no_memory_for_their_positions():
+    base = torch.zeros(select.LEAST)
+    source = base.clone()
+    source[[5, -7]] = torch.tensor([2.0, -3.0])
+
+    assert select.largest(base, base, 10) == (0.0, pytest.approx([]), 0)
+    assert magnitudes(base, source).trim(0.2) == magnitudes(base, source).trim(0.9)
+    trim = magnitudes(base, source).trim(0.2)
+    assert (trim.magnitude, trim.floor, len(trim.excess)) == (0.0, 0.0, 0)
 
 
 def test_where_nearly_all_are_equal_it_does_not_say():
