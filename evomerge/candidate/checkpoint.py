@@ -160,6 +160,8 @@ def _tokenizer_hash(file: Path) -> str:
 
 def _weight_files(path: Path) -> list[Path]:
     if not path.exists():
+        if path.is_symlink():
+            contained(path, path.parent)
         raise CheckpointError(f"{path}: no such file or directory; correct the path, or download the model into it first")
     if path.is_file():
         return [not_pickle(path)]

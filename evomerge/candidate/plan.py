@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,7 +89,10 @@ def resolve(
     parts = stack(recipe, {"base": base, **(sources or {})}, outputs) if recipe.slices else _unstacked(base)
     steps = tuple(_copied(part) if part.name in base.carried else _step(recipe, part) for part in parts)
     used = {id(step.rule) for step in steps}
-    idle = [f"{place}: {rule.match!r} is the first match of no tensor" for place, rule in rules.items() if id(rule) not in used]
+    idle = {place: rule for place, rule in rules.items() if id(rule) not in used}
+    if not recipe.slices:  # which layers a stack has may be searched
+        _refuse_dead_rules(idle, [*outputs(base), *[HEAD] * bool(base.config.get("tie_word_embeddings"))])
+    shadowed = [f"{place}: {rule.match!r} is the first match of no tensor" for place, rule in idle.items()]
     copied = [
         f"{step.name}: whole numbers ({step.info.dtype}), copied from the base"
         for step in steps
@@ -101,7 +104,7 @@ def resolve(
     config = _config(recipe, base)
     if recipe.slices:
         config = stacked_config(config, recipe, {"base": base, **(sources or {})})
-    return Plan(steps, config, (*doubts, *idle, *copied, *_narrowed(rules, steps)))
+    return Plan(steps, config, (*doubts, *shadowed, *copied, *_narrowed(rules, steps)))
 
 
 def _unstacked(base: Checkpoint) -> Iterator[Part]:
@@ -181,6 +184,14 @@ def _at(knob: Knob, depth: float, place: str, step: Step, role: str = "") -> Any
             " take a number that does, or give this tensor a rule of its own before"
         )
     return groups
+
+
+def _refuse_dead_rules(rules: Mapping[str, Rule], names: Sequence[str]) -> None:
+    """A rule that would match no tensor even if it stood first is a slip of the pen."""
+    known = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+    for place, rule in rules.items():
+        if not any(rule.matches(name) for name in names):
+            raise RecipeError(f"{place}: {rule.match!r} matches no tensor{nearest(rule.match.strip('*'), known)}")
 
 
 def _refuse_dead_cases(rules: Mapping[str, Rule], steps: Iterable[Step]) -> None:

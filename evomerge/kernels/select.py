@@ -20,6 +20,7 @@ LEAST, MOST = 1 << 20, 1 << 31  # elements below which a table is as quick, and 
 SAMPLE = (1 << 14, 1 << 16)  # elements that are looked at first, from and to: a 64th part
 RUN, BLOCK = 16, 512  # neighbours of a sample, elements of a block: as in native.cpp
 DEVIATIONS = 6  # of a sample's quantile, on either side: neighbours are alike, so it is less sure than it seems
+SMALLEST = np.float32(1e-45)  # above 0
 ROOM = 6  # at most this part of all elements is collected: in bf16 many deltas are equal
 
 
@@ -33,9 +34,11 @@ def largest(base: Tensor | None, source: Tensor, kept: int) -> tuple[float, NDAr
         return None
     request = Request(base, [source], None, subtract=True)
     low, high = _bracket(request, size, kept / size)
-    above, sizes, positions = _between(request, low, high, size // ROOM + BLOCK)
-    if high == 0 and kept > above:  # zeros need not be told apart: what is larger is kept
-        return 0.0, positions[:0].astype(np.int64), 0
+    above, sizes, positions = _between(request, max(low, SMALLEST), high, size // ROOM + BLOCK)
+    if sizes is None:
+        return None
+    if low == 0 and kept > above + len(sizes):  # zeros need not be told apart: what is larger is kept
+        return 0.0, np.empty(0, np.int64), 0
     if not 0 < (rank := kept - above) <= len(sizes):
         return None
     if low == high:
@@ -60,15 +63,14 @@ def _bracket(request: Request, size: int, share: float) -> tuple[np.float32, np.
 
 def _between(
     request: Request, low: np.float32, high: np.float32, room: int
-) -> tuple[int, NDArray[np.float32], NDArray[np.int32]]:
-    """How many magnitudes are larger, and those between with their positions; none where they are more than there is room for."""
+) -> tuple[int, NDArray[np.float32] | None, NDArray[np.int32]]:
+    """How many magnitudes are larger, and those between with their positions; None where they are more than there is room for."""
     sizes, positions, told = np.empty(room, np.float32), np.empty(room, np.int32), np.zeros(2, np.int64)
     bounds = [ctypes.c_int32(int(end.view(np.int32))) for end in (low, high)]
     pointers = (_pointer(array) for array in (sizes, positions, told))
     request.function("between")(request.all(), *bounds, ctypes.c_int64(room), *pointers)
     above, found = map(int, told)
-    found = 0 if found >= room else found
-    return above, sizes[:found], positions[:found]
+    return above, None if found >= room else sizes[:found], positions[:found]
 
 
 def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:

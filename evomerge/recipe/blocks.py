@@ -27,7 +27,12 @@ def _absolute(location: str, root: Path | None) -> str:
     """A path from where the recipe lies; what is no path there and has the form of a hub id is one."""
     if location.startswith("zoo:") or root is None or Path(location).is_absolute():
         return location
-    return location if HUB_ID.match(location) and not (root / location).exists() else str((root / location).resolve())
+    if HUB_ID.match(location) and not (root / location).exists():
+        return location
+    try:
+        return str((root / location).resolve())
+    except (RuntimeError, OSError):  # a link that leads back to itself is refused where the model is opened
+        return str((root / location).absolute())
 
 
 def read_slices(block: Block, sources: tuple[str, ...]) -> tuple[Slice, ...]:

@@ -107,9 +107,15 @@ def test_the_context_goes_into_the_config(make):
 
 
 def test_a_rule_that_takes_nothing_is_reported(make):
-    plan = dry_run(make(rules=[{**LINEAR, "match": "*mpl*"}, LINEAR, {**LINEAR, "match": "*norm*", "weight": 0.1}]))
+    plan = dry_run(make(rules=[LINEAR, {**LINEAR, "match": "*norm*", "weight": 0.1}]))
 
-    assert [warning.split(":")[0] for warning in plan.warnings] == ["rules[0]", "rules[2]"]
+    assert plan.warnings == ("rules[1]: '*norm*' is the first match of no tensor",)
+
+
+def test_a_rule_that_could_match_nothing_is_refused(make):
+    with pytest.raises(RecipeError, match=r"rules\[0\]: '\*mpl\*' matches no tensor; did you mean 'mlp'\?"):
+        dry_run(make(rules=[{**LINEAR, "match": "*mpl*"}, LINEAR]))
+    assert dry_run(make(prefix="tied-", rules=[{**LINEAR, "match": "lm_head*"}, LINEAR])).warnings
 
 
 def test_whole_numbers_are_the_bases(make, tmp_path):
