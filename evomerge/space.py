@@ -73,7 +73,7 @@ class Space:
     def from_data(cls, data: object, place: Place, root: Path | None = None) -> Space:
         """A space from plain data, tried at the ends of every range and at every choice. Raises RecipeError or DocumentError."""
         template = Block(
-            data, place, ["base", "sources", "rules", "slices", "context", "heal", "tokenizer", "dtype", "seed"]
+            data, place, ["base", "sources", "rules", "slices", "context", "heal", "tokenizer", "chat_template", "dtype", "seed"]
         ).data
         if template.get("tokenizer") is not None:
             raise RecipeError(

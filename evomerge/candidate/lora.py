@@ -50,8 +50,10 @@ def merge_to_lora(recipe: Recipe, out: str | Path, rank: int) -> Kept:
     The matrices of the layers and an untied head are approximated; norms, embeddings and biases have no place in it. Raises
     RecipeError for a recipe that changes more than weights, CheckpointError where nothing is left or `out` exists.
     """
-    if recipe.heal or recipe.context or recipe.tokenizer or recipe.slices:
-        raise RecipeError("--lora-rank: a LoRA adds to the base's weights; leave out heal, context, tokenizer and slices")
+    if recipe.heal or recipe.context or recipe.tokenizer or recipe.chat_template or recipe.slices:
+        raise RecipeError(
+            "--lora-rank: a LoRA adds to the base's weights; leave out heal, context, tokenizer, chat_template, slices"
+        )
     refuse_existing(target := Path(out).absolute())
     sources = Sources()
     base = sources.checkpoint(recipe.base.location, "base")

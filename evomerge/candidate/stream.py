@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evomerge import kernels
+from evomerge.candidate.chat import chat_files
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest
 from evomerge.candidate.conveyor import Conveyor
 from evomerge.candidate.finite import refuse_odd
@@ -168,9 +169,10 @@ class Sources:
     def tokenizer(self, recipe: Recipe) -> tuple[Path, dict[str, str]]:
         """The directory that the merged model's tokenizer is copied from, and the files that take another's place."""
         seen = self.checkpoint(self.seen(recipe).base.location)
+        chat = chat_files(recipe.chat_template, (self.checkpoint(m.location) for m in (recipe.base, *recipe.sources.values())))
         if isinstance(seen, Realigned) and seen.alignment:
-            return seen.alignment.models[seen.alignment.owner].path, seen.alignment.files()
-        return seen.path, {}
+            return seen.alignment.models[seen.alignment.owner].path, {**seen.alignment.files(), **chat}
+        return seen.path, chat
 
     def plan(self, recipe: Recipe) -> Plan:
         """The recipe's plan; that its models fit together is checked once for each pair."""

@@ -19,6 +19,7 @@ TOP = (
     "merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype", "tokenizer_source",
     "tokenizer", "chat_template",
 )  # fmt: skip
+SHIPPED = ("alpaca", "chatml", "exaone", "llama3", "mistral")  # chat templates by name
 COARSE = ("bfloat16", "float16")
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 
@@ -174,15 +175,19 @@ class _File:
         return out or dtype or None
 
     def _tokenizer(self) -> dict[str, Any]:
-        if "chat_template" in self.block:
-            raise RecipeError(
-                f"{self.place / 'chat_template'}: is not written here, the base's goes with its tokenizer; leave it out and put a"
-                " chat_template.jinja beside the model"
-            )
+        template = {"chat_template": self._chat_template()} if self.block.get("chat_template", None) else {}
         found = from_blocks(self.block, self.models)
         if found is not None and self.base is None and "base" in (found, found["source"] if isinstance(found, dict) else ""):
             self.said.append("tokenizer: the base is the first model, none is named")
-        return {} if found is None else {"tokenizer": found}
+        return template if found is None else {**template, "tokenizer": found}
+
+    def _chat_template(self) -> str:
+        text: str = self.block.text("chat_template")
+        if text in SHIPPED:
+            raise RecipeError(
+                f"{self.place / 'chat_template'}: {text!r} is a file of mergekit's own; write the template itself, or auto"
+            )
+        return text
 
     def notes(self) -> Iterator[str]:
         yield from self.said

@@ -126,7 +126,10 @@ def _each(data: Any, place: Place, parse: Callable[[Any, Place], Any]) -> Any:
     if not isinstance(data, list):
         return parse(data, place)
     if parse is _flag:
-        raise RecipeError(f"{place}: takes true or false, or cases with a filter; a list over depth has no meaning here")
+        flags = {_flag(item, place / i) for i, item in enumerate(data)}
+        if len(flags) == 1:
+            return flags.pop()
+        raise RecipeError(f"{place}: true in some layers and false in others; give each run of layers a slice with its own value")
     return [parse(item, place / i) for i, item in enumerate(data)]
 
 

@@ -84,7 +84,8 @@ class _Writer:
         self._say_what_differs(regions)
         parameters = {"parameters": shared} if shared else {}
         tokenizer = to_block(recipe.tokenizer, models) if recipe.tokenizer else {}
-        return {"merge_method": regions[0].method, **base, **body, **parameters, **self._dtype(), **tokenizer}
+        chat = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
+        return {"merge_method": regions[0].method, **base, **body, **parameters, **self._dtype(), **tokenizer, **chat}
 
     def _slice(self, region: Region, models: Mapping[str, str], alike: bool) -> dict[str, Any]:
         own = {} if alike or not region.shared else {"parameters": region.shared}

@@ -26,9 +26,18 @@ from typing import Any
 
 from evomerge.document import Block, Place, dump_yaml, read_yaml
 from evomerge.errors import RecipeError
-from evomerge.recipe.blocks import read_context, read_heal, read_slices, read_source, read_tokenizer, slice_data
+from evomerge.recipe.blocks import (
+    read_chat_template,
+    read_context,
+    read_heal,
+    read_slices,
+    read_source,
+    read_tokenizer,
+    slice_data,
+)
 from evomerge.recipe.dials import COUNTS, DIALS, INCLUDES_BASE, METHOD_KNOBS, OWN_DIALS, SYNONYMS, Dial, dial_of
 from evomerge.recipe.parts import (
+    AUTO,
     DTYPES,
     HUB_ID,
     MIXTURES,
@@ -49,6 +58,7 @@ from evomerge.recipe.parts import (
 from evomerge.recipe.rules import read_rule, rule_data
 
 __all__ = [
+    "AUTO",
     "COUNTS",
     "DIALS",
     "DTYPES",
@@ -90,11 +100,14 @@ class Recipe:
     dtype: str | None = None  # of the written weights; None keeps each tensor's own
     seed: int = 0
     slices: tuple[Slice, ...] = ()  # none: the base's layers as they are
+    chat_template: str | None = None  # Jinja, or "auto"; None keeps that of the tokenizer
 
     @classmethod
     def from_data(cls, data: object, place: Place, root: Path | None = None) -> Recipe:
         """A recipe from plain data; relative paths are taken from `root`. Raises RecipeError or DocumentError."""
-        block = Block(data, place, ["base", "sources", "rules", "slices", "context", "heal", "tokenizer", "dtype", "seed"])
+        block = Block(
+            data, place, ["base", "sources", "rules", "slices", "context", "heal", "tokenizer", "chat_template", "dtype", "seed"]
+        )
 
         sources = {
             str(name): read_source(model, place / "sources" / str(name), root)
@@ -115,6 +128,7 @@ class Recipe:
             dtype=block.text("dtype", None, among=DTYPES),
             seed=block.integer("seed", 0),
             slices=read_slices(block, tuple(sources)),
+            chat_template=read_chat_template(block),
         )
 
     @classmethod
@@ -135,6 +149,7 @@ class Recipe:
             "context": self.context and {k: v for k, v in vars(self.context).items() if v is not None},
             "heal": self.heal and {**vars(self.heal), "teachers": dict(self.heal.teachers)},
             "tokenizer": self.tokenizer and self.tokenizer.to_data(),
+            "chat_template": self.chat_template,
             "dtype": self.dtype,
             "seed": self.seed,
         }

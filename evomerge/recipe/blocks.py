@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.document import Block, Place, describe, nearest, number
 from evomerge.errors import RecipeError
-from evomerge.recipe.parts import HUB_ID, MIXTURES, ROPE_TYPES, Context, Heal, Layers, Slice, Source, Tokenizer, TokenRow
+from evomerge.recipe.parts import AUTO, HUB_ID, MIXTURES, ROPE_TYPES, Context, Heal, Layers, Slice, Source, Tokenizer, TokenRow
 from evomerge.recipe.rules import read_rule, rule_data
 
 
@@ -33,6 +33,16 @@ def _absolute(location: str, root: Path | None) -> str:
         return str((root / location).resolve())
     except (RuntimeError, OSError):  # a link that leads back to itself is refused where the model is opened
         return str((root / location).absolute())
+
+
+def read_chat_template(block: Block) -> str | None:
+    """Jinja that turns a conversation into text, or `auto`. Raises RecipeError where it is neither."""
+    text: str | None = block.text("chat_template", None)
+    if text is not None and text != AUTO and ("{" not in text or len(text) < 20):
+        raise RecipeError(
+            f"{block.place / 'chat_template'}: {text!r} is no template; write its Jinja, or auto: the models' commonest"
+        )
+    return text
 
 
 def read_slices(block: Block, sources: tuple[str, ...]) -> tuple[Slice, ...]:

@@ -155,6 +155,9 @@ class Tokenizer:
         return {key: value for key, value in (*data.items(), ("pad_to_multiple_of", self.pad_to_multiple_of)) if value}
 
 
+AUTO = "auto"  # a chat template: the commonest of the models'
+
+
 def locate(location: str) -> Path:
     """The path of a model or file: `zoo:` is the folder of models and tasks that ships with evomerge."""
     return Path(__file__).parents[1] / "zoo" / location[4:] if location.startswith("zoo:") else Path(location)

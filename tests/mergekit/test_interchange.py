@@ -124,8 +124,17 @@ tokenizer:
     assert read(TIES + "tokenizer_source: union", root)[0].tokenizer.source == "union"
 
 
-def test_there_and_back_the_text_stays_the_same(root):
-    recipe, _ = read(TIES, root)
+def test_a_flag_that_is_the_same_in_every_layer_is_that_flag(root):
+    recipe, _ = read(TIES.replace("int8_mask: yes", "normalize: [no, false, off]"), root)
+
+    assert recipe.rules[0].knobs["normalize"] is False
+
+
+@pytest.mark.parametrize(
+    "rest", ["", "chat_template: auto", 'chat_template: "{{% for m in messages %}}{{{{ m }}}}{{% endfor %}}"']
+)
+def test_there_and_back_the_text_stays_the_same(root, rest):
+    recipe, _ = read(TIES + rest, root)
 
     once = to_mergekit(recipe)
     again, _ = from_mergekit(parse_yaml(once, "once"), Place("once"), root)
@@ -166,7 +175,13 @@ def test_filters_are_patterns_for_parts_of_names(text):
         (("{root}/code+{root}/lora", "{root}/math"), "stands twice in one slice"),
         (("int8_mask: yes", "normalize: maybe"), "normalize: expected true or false, found text 'maybe'"),
         (("weight: 0.4, ", ""), "ties needs 'weight' for every model but the base"),
-        (("dtype: bfloat16", "chat_template: auto"), "chat_template: is not written here"),
+        (("dtype: bfloat16", "chat_template: chatml"), "chat_template: 'chatml' is a file of mergekit's own; write the template"),
+        (("dtype: bfloat16", "chat_template: nice"), "chat_template: 'nice' is no template; write its Jinja, or auto"),
+        (
+            ("int8_mask: yes", "normalize: [yes, no]"),
+            "normalize: true in some layers and false in others; give each run of layers",
+        ),
+        (("int8_mask: yes", "normalize: [yes, 3]"), "normalize[1]: expected true or false, found"),
     ],
 )
 def test_what_mergekit_would_drop_or_break_on_is_refused_in_one_line(root, change, message):
