@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,19 @@ import torch
 from torch import Tensor
 
 from evomerge import kernels
+from evomerge.candidate.beforehand import Beforehand, locations
 from evomerge.candidate.chat import chat_files
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo, digest
 from evomerge.candidate.conveyor import Conveyor
 from evomerge.candidate.finite import refuse_odd
 from evomerge.candidate.placement import Key, Load, Room, Shelf
 from evomerge.candidate.plan import Plan, Step, compare, resolve
-from evomerge.candidate.statistics import NEEDS, Statistics
 from evomerge.candidate.views import stood_for, views
 from evomerge.candidate.vocab import Realigned, refuse_strangers
-from evomerge.errors import CheckpointError, RecipeError
-from evomerge.masks import Trim
-from evomerge.methods.fedavg import squares
+from evomerge.errors import RecipeError
 from evomerge.methods.inputs import Inputs, Place
 from evomerge.methods.table import merge_tensor
-from evomerge.methods.threshold import Magnitudes, Table, thresholds
-from evomerge.recipe import Recipe, Rule, locate
+from evomerge.recipe import Recipe, locate
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -83,8 +80,9 @@ class Merge:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.sources.settle(self.recipe, self.plan)
-        trims = self.sources.trims(self.recipe, self.plan)
-        lengths = self.sources.lengths(self.recipe, self.plan)
+        beforehand = self.sources.beforehand
+        trims = beforehand.trims(self.sources, self.recipe, self.plan)
+        lengths = beforehand.lengths(self.sources, self.recipe, self.plan)
         for steps in self.sources.carried(self.recipe, self._batches()):
             with kernels.together():
                 merged = [
@@ -113,14 +111,11 @@ class Merge:
         if step.rule is None:
             return self.sources.copied(self.recipe, step)
         inputs, dtype = self.sources.inputs(self.recipe, step), TORCH_DTYPES[step.info.dtype]
-        known = {**known, **self.sources.measured(self.recipe, step)}
+        known = {**known, **self.sources.beforehand.measured(self.sources, self.recipe, step)}
         if step.scale != 1:  # rounded once, after it
             return (merge_tensor(step.method, inputs, {**step.knobs, **known}, inputs.dtype) * step.scale).to(dtype)
         with kernels.into(self.targets.get(step.name)):
             return merge_tensor(step.method, inputs, {**step.knobs, **known}, dtype)
-
-
-Trims = Mapping[str, Sequence[Trim]]  # tensor -> one for each source of its rule
 
 
 class Sources:
@@ -143,8 +138,7 @@ class Sources:
         self._fingerprints: dict[str, str] = {}
         self._doubts: dict[tuple[str, str, str, bool], list[str]] = {}
         self._inputs: dict[tuple[str, ...], Inputs] = {}
-        self._tables: dict[tuple[str, ...], Table] = {}
-        self._statistics: dict[tuple[str, str], Statistics] = {}
+        self.beforehand = Beforehand()
 
     def checkpoint(self, location: str, role: str = "") -> Checkpoint:
         if location not in self._checkpoints:
@@ -202,7 +196,7 @@ class Sources:
     def settle(self, recipe: Recipe, plan: Plan) -> None:
         """Decides where the tensors behind a plan stay, if they do; see placement.py."""
         steps = ((step.name, step.sources) for step in plan.steps)
-        behind = (recipe.base.location, *_locations(recipe, [*recipe.sources]), *steps)
+        behind = (recipe.base.location, *locations(recipe, [*recipe.sources]), *steps)
         if self.resident and behind not in self._settled:
             self.shelf.assign([self._load(recipe, step) for step in plan.steps])
             self._settled.add(behind)
@@ -265,68 +259,13 @@ class Sources:
     def copied(self, recipe: Recipe, step: Step) -> Tensor:
         """A tensor of whole numbers: the base's, or the first model's that gives layers to its slice."""
         role = "base" if step.origin("base") else next(iter(step.origins or {}))
-        return self.read(_locations(recipe, (role,))[0], step.origin(role) or "")
-
-    def trims(self, recipe: Recipe, plan: Plan) -> Trims:
-        """For TIES as in its paper, which trims over the whole model: what each tensor keeps of each source."""
-        found: dict[str, list[Trim]] = {}
-        for rule in recipe.all_rules.values():
-            steps = [step for step in plan.steps if step.rule is rule]
-            if rule.method == "ties" and rule.knobs["variant"] == "paper" and steps:
-                inputs = [self.inputs(recipe, step) for step in steps]
-                columns = [self._trims(recipe, rule, k, steps, inputs) for k in range(len(rule.sources))]
-                found |= {step.name: [column[i] for column in columns] for i, step in enumerate(steps)}
-        return found
-
-    def lengths(self, recipe: Recipe, plan: Plan) -> dict[str, list[float]]:
-        """For federated averaging, which clips a whole model's delta: how long each source's is, over the tensors of a rule."""
-        found: dict[str, list[float]] = {}
-        for rule in recipe.all_rules.values():
-            steps = [step for step in plan.steps if step.rule is rule and rule.method == "fedavg"]
-            columns = zip(*(squares(self.inputs(recipe, step)) for step in steps), strict=True)
-            lengths = [math.sqrt(math.fsum(column)) for column in columns]
-            found |= {step.name: lengths for step in steps}
-        return found
-
-    def measured(self, recipe: Recipe, step: Step) -> dict[str, list[Tensor]]:
-        """Fisher diagonals or Gram matrices of a step's sources, for the methods that need them; all of them or none."""
-        kind = NEEDS.get(step.method)
-        if kind is None:
-            return {}
-        parts = [self._statistic(recipe, name, kind).read(step.origin(name) or step.name) for name in step.sources]
-        found = [part for part in parts if part is not None]
-        if found and len(found) < len(parts):
-            raise CheckpointError(f"{step.name}: only {len(found)} of {len(parts)} sources have a {kind} of it; make them alike")
-        return {f"{'diagonal' if kind == 'fisher' else kind}s": found} if found else {}
-
-    def _statistic(self, recipe: Recipe, name: str, kind: str) -> Statistics:
-        source = recipe.base if name == "base" else recipe.sources[name]
-        file = getattr(source, kind)
-        if (name, str(file)) not in self._statistics:
-            self._statistics[name, str(file)] = Statistics.open(kind, name, file, self.checkpoint(source.location))
-        return self._statistics[name, str(file)]
-
-    def _trims(self, recipe: Recipe, rule: Rule, k: int, steps: Sequence[Step], inputs: Sequence[Inputs]) -> Sequence[Trim]:
-        density = steps[0].knobs["density"][rule.sources[k]][0]
-        vectors = [tensor.magnitudes[k] for tensor in inputs]
-        return thresholds(vectors, density, self._table(recipe, rule.sources[k], steps, vectors))
-
-    def _table(self, recipe: Recipe, source: str, steps: Sequence[Step], vectors: Sequence[Magnitudes]) -> Table:
-        names = (name for step in steps for name in (step.origin("base") or "", step.origin(source) or ""))
-        key = (recipe.base.location, *_locations(recipe, (source,)), *names)
-        if key not in self._tables:
-            self._tables[key] = Table.merge([vector.table for vector in vectors])
-        return self._tables[key]
+        return self.read(locations(recipe, (role,))[0], step.origin(role) or "")
 
 
 def _keys(recipe: Recipe, step: Step) -> dict[str, Key]:
     """By its role, the base's tensor behind a step and each source's, where the step has one."""
     roles = [role for role in ("base", *step.sources) if step.origin(role)]
-    return {role: (location, step.origin(role) or "") for location, role in zip(_locations(recipe, roles), roles, strict=True)}
-
-
-def _locations(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
-    return tuple((recipe.base if name == "base" else recipe.sources[name]).location for name in names)
+    return {role: (location, step.origin(role) or "") for location, role in zip(locations(recipe, roles), roles, strict=True)}
 
 
 def _texts(location: str) -> str:
