@@ -5,7 +5,8 @@
 scikit-learn's `load_digits`: the first 80 % are for training, the last 20 % for the test; raw pixels. Two networks 64-256-10 from
 different starts, each trained for ten full-batch steps of Adam at .003 on digits 0-4 or 5-9. The search sees training images
 only; its winner is asked all test images once. Variant `rows` gives each of the ten rows of the last layer numbers of its own:
-rows are classes, so it knows more of the task than `tensors` does. A trial is a forward pass over the images that steer; M2N2
+rows are classes, so it knows more of the task than `tensors` does. `units` gives numbers to 16 groups of hidden units, as they
+come, and knows no class; M2N2's split points cut both layers. A trial is a forward pass over the images that steer; M2N2
 had 10,000.
 """
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HIDDEN, CLASSES, STEPS, RATE = 256, 10, 10, 0.003
-VARIANTS = ("tensors", "rows")
+VARIANTS = ("tensors", "units", "rows")
+UNITS = 16  # groups of hidden units, as they come: they know no class
 M2N2 = "M2N2 69.7 ± 0.8, its best single SLERP 57.8"
 
 
@@ -76,13 +78,13 @@ def study(space: Path, out: Path, variant: str, seed: int, trials: int) -> float
 
 
 def experiment(data: dict[str, Any], family: Path, variant: str, seed: int, trials: int) -> dict[str, Any]:
-    """The space over one seed's networks; with `rows` the last layer has ten groups of rows."""
+    """The space over one seed's networks; with `rows` the last layer has ten groups of rows, with `units` the first has some."""
     data = copy.deepcopy(data)
     recipe = data["recipe"]
     recipe["base"], recipe["sources"]["high"] = str((family / "low").resolve()), str((family / "high").resolve())
-    if variant == "rows":
-        for rule in (rule for rule in recipe["rules"] if rule["match"].startswith("output")):
-            rule["weight"] = {source: {**weight, "rows": CLASSES} for source, weight in rule["weight"].items()}
+    layer, groups = {"rows": ("output", CLASSES), "units": ("hidden", UNITS), "tensors": ("output", 1)}[variant]
+    for rule in (rule for rule in recipe["rules"] if rule["match"].startswith(layer)):
+        rule["weight"] = {source: {**weight, "rows": groups} for source, weight in rule["weight"].items()}
     data["search"] |= {"seed": seed, "trials": trials}
     return data
 

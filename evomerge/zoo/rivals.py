@@ -33,6 +33,7 @@ RIVALS: dict[str, dict[str, Any]] = {
     "mergekit-evolve": {"sampler": "cmaes"},
 }
 FEWER = 5  # ours is also asked what it had after a fifth of the documents
+ENDING = 20  # documents of each task for select and for sealed: each rival's certificate is nobody's concern here
 CHEAPEST = 4  # a trial of ours takes a quarter of the search documents on average, or more
 
 
@@ -76,6 +77,7 @@ def experiment(space: Path, models: Path, rival: str, documents: int) -> dict[st
     recipe["sources"] = {name: str((models / name).resolve()) for name in recipe["sources"]}
     suite = data["suite"]
     suite["tasks"] = {task: weight for task, weight in suite["tasks"].items() if not task.endswith("_long")}
+    suite |= {"select": ENDING * len(suite["tasks"]), "sealed": ENDING * len(suite["tasks"])}
     search = {"sampler": "cmaes", "seed": data["search"].get("seed", 0), "baselines": False, "repair": 0}
     if rival == "ours":
         search |= {"eta": data["search"].get("eta", 3.0), "trials": CHEAPEST * documents // suite["rungs"][-1]}

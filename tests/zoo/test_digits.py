@@ -4,7 +4,7 @@ import torch
 
 from evomerge.document import Place, read_yaml
 from evomerge.space import Space
-from evomerge.zoo.digits import CLASSES, accuracies, experiment, fitted
+from evomerge.zoo.digits import CLASSES, UNITS, accuracies, experiment, fitted
 
 SPACE = "search_spaces/digits.yaml"
 
@@ -53,10 +53,10 @@ def test_accuracy_is_that_of_the_plain_network():
     assert accuracies(weights, pictures, labels).tolist() == (network(pictures).argmax(dim=1) == labels).float().tolist()
 
 
-def test_rows_give_every_class_numbers_of_its_own(tmp_path):
+def test_rows_give_every_class_numbers_of_its_own_and_units_every_group(tmp_path):
     counts = {}
-    for variant in ("tensors", "rows"):
+    for variant in ("tensors", "units", "rows"):
         data = experiment(read_yaml(SPACE), tmp_path, variant, seed=0, trials=5)
         counts[variant] = len(Space.from_data(data["recipe"], Place("recipe")).parameters)
 
-    assert counts == {"tensors": 8, "rows": 2 * 2 + 2 * 2 * CLASSES}
+    assert counts == {"tensors": 8, "units": 2 * 2 * UNITS + 2 * 2, "rows": 2 * 2 + 2 * 2 * CLASSES}
