@@ -37,7 +37,9 @@ class Reserve:
 
     def _per_document(self, outcomes: Sequence[Outcome]) -> float:
         """Of the last trials; before any, of the fastest parent: the first ones also paid for reading the tasks."""
-        if (lately := seconds_per_document(outcomes)) is not None:
+        splits = self.arena.splits
+        most = sum(map(len, splits.rung(len(splits.rungs) - 1).values()))
+        if (lately := seconds_per_document(outcomes, most)) is not None:
             return lately
         parents = self.arena.parents
         notes = {name: self.record.read_json(f"baseline/{name}/verdict.json") for name in parents}
@@ -54,9 +56,13 @@ class Reserve:
         return select * (parents + rivals + finalists + 1) + targets * (parents + 4) + guarded * 2
 
 
-def seconds_per_document(outcomes: Sequence[Outcome]) -> float | None:
-    """What scoring a document took in the last trials; None where none was scored. A recipe seen before took nothing."""
-    scored = [outcome for outcome in outcomes if outcome.seconds and outcome.documents][-LATELY:]
+def seconds_per_document(outcomes: Sequence[Outcome], most: int) -> float | None:
+    """What scoring a document took in the last trials that were scored on at least half of the `most` documents of a search.
+
+    None where there was no such trial. Where only a first rung is scored each document costs several times what it costs among
+    many, as at the end; a recipe seen before took nothing.
+    """
+    scored = [outcome for outcome in outcomes if outcome.seconds and 2 * outcome.documents >= most][-LATELY:]
     if not scored:
         return None
     return sum(_scoring(outcome.seconds) for outcome in scored) / sum(outcome.documents for outcome in scored)

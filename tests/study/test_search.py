@@ -139,9 +139,16 @@ def scored(documents, seconds):
 def test_what_a_document_costs_is_told_by_the_last_trials_and_not_by_a_busy_beginning():
     busy, quick, seen = scored(10, {"score": 8.0, "engine": 2.0}), scored(20, {"score": 1.0, "heal": 9.0}), scored(50, {})
 
-    assert seconds_per_document([]) is None
-    assert seconds_per_document([busy, quick]) == 11.0 / 30
-    assert seconds_per_document([busy, *[quick] * 10, seen]) == 0.05
+    assert seconds_per_document([], 20) is None
+    assert seconds_per_document([busy, quick], 20) == 11.0 / 30
+    assert seconds_per_document([busy, *[quick] * 10, seen], 20) == 0.05
+
+
+def test_trials_that_were_dropped_early_do_not_tell_what_a_document_costs_at_the_end():
+    whole, dropped = scored(100, {"score": 1.0}), scored(10, {"score": 0.8})
+
+    assert seconds_per_document([dropped, dropped], 100) is None
+    assert seconds_per_document([whole, dropped, dropped], 100) == 0.01
 
 
 def test_a_guard_that_nothing_keeps_refuses(laboratory):
