@@ -12,7 +12,8 @@ from evomerge.report.tables import align, comparison_table, markdown, scores_tab
 from evomerge.report.write import write_report
 from evomerge.scoring.scores import Row, Scores
 from evomerge.study.search import search
-from tests.laboratory import change, stopped
+from tests.laboratory import change
+from tests.studies import stopped
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from evomerge.errors import StudyError
 from evomerge.report.status import holder, status
 from evomerge.study.search import search
 from evomerge.study.watch import Nobody
-from tests.laboratory import stopped
+from tests.studies import stopped
 
 
 class Look(Nobody):

@@ -13,7 +13,7 @@ from evomerge.errors import CheckpointError, DocumentError, StudyError
 from evomerge.report.submission import write_submission
 from evomerge.scoring.scores import Scores
 from evomerge.study.search import search
-from tests.laboratory import stopped
+from tests.studies import stopped
 
 BOARD = {"board": "Small Board", "model": "org/merged", "license": "apache-2.0", "tasks": ["near", "elsewhere"]}
 

@@ -10,7 +10,8 @@ from evomerge.report.outlook import outlook
 from evomerge.report.write import write_report
 from evomerge.study.samplers import SAMPLERS, Auto, CmaEs, Gp, make_sampler, pick
 from evomerge.study.search import search
-from tests.laboratory import Interrupt, change, parameters
+from tests.laboratory import change
+from tests.studies import Interrupt, parameters
 
 
 def space_of(numbers, choices=0):

@@ -10,7 +10,8 @@ from evomerge.report.write import write_report
 from evomerge.scoring.scores import Row, Scores
 from evomerge.study.betting import enough, evidence, steps, wealth
 from evomerge.study.search import search
-from tests.laboratory import Interrupt, certificate, change, ended, parameters
+from tests.laboratory import change
+from tests.studies import Interrupt, certificate, ended, parameters
 
 ALPHA = 0.05
 

@@ -13,7 +13,8 @@ from evomerge.space import Space
 from evomerge.study.discrepancy import LEAST, MOST, distances, scales
 from evomerge.study.samplers import CmaEs
 from evomerge.study.search import search
-from tests.laboratory import Interrupt, change, parameters
+from tests.laboratory import change
+from tests.studies import Interrupt, parameters
 
 
 def models(folder):

@@ -18,7 +18,8 @@ from evomerge.study.objectives import check_objectives, is_less_better, objectiv
 from evomerge.study.pareto import dominates, front, hypervolume
 from evomerge.study.race import Arrival, Race
 from evomerge.study.search import search
-from tests.laboratory import certificate, change, ended, in_pieces, parameters
+from tests.laboratory import change
+from tests.studies import certificate, ended, in_pieces, parameters
 
 SUITE = Suite(tasks={"sum": 3.0, "sort": 1.0}, aggregate="mean")
 GUARD = GuardConfig(tasks={"past": 0.1}, kl=0.1)

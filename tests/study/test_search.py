@@ -16,7 +16,8 @@ from evomerge.study.reserve import seconds_per_document
 from evomerge.study.samplers import SAMPLERS
 from evomerge.study.search import search
 from evomerge.study.trial import Outcome
-from tests.laboratory import certificate, change, ended, in_pieces, parameters
+from tests.laboratory import change
+from tests.studies import certificate, ended, in_pieces, parameters
 
 
 def test_a_study_ends_with_a_certified_model_and_plain_files(laboratory):

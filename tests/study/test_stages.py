@@ -10,7 +10,8 @@ from evomerge.recipe import Recipe
 from evomerge.space import Space
 from evomerge.study.search import search
 from evomerge.study.stages import PREFIX, STEP, refined
-from tests.laboratory import certificate, change, ended, in_pieces, parameters
+from tests.laboratory import change
+from tests.studies import certificate, ended, in_pieces, parameters
 
 RULES = [
     {

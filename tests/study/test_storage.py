@@ -9,7 +9,7 @@ import pytest
 from evomerge.errors import EvomergeError, MissingExtra, StudyError
 from evomerge.study.search import search
 from evomerge.study.storage import Copy, hidden, refuse_url
-from tests.laboratory import Interrupt, parameters
+from tests.studies import Interrupt, parameters
 
 MAXIMIZE = [optuna.study.StudyDirection.MAXIMIZE]
 

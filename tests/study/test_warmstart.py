@@ -9,7 +9,8 @@ from evomerge.errors import StudyError
 from evomerge.space import Space
 from evomerge.study.search import search
 from evomerge.study.warmstart import translate
-from tests.laboratory import Interrupt, change, parameters
+from tests.laboratory import change
+from tests.studies import Interrupt, parameters
 
 
 def space(weight, **more):
