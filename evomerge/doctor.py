@@ -74,7 +74,7 @@ def _compiler() -> Finding:
         return Finding("compiler", "missing", "torch comes first")
     from evomerge.kernels import compiled
 
-    if compiled.library() is not None:
+    if compiled.functions() is not None:
         return Finding("compiler", "ok", "merges run in C++ on a CPU")
     return Finding("compiler", "optional", "none: merges on a CPU run in plain torch, several times slower; install g++ or clang")
 

@@ -22,8 +22,7 @@ class Conveyor(Generic[Batch]):
 
     def __init__(self, device: torch.device, fetch: Fetch[Batch]) -> None:
         self.device, self.fetch = device, fetch
-        # torch has no types for streams
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch has no types for it
 
     def run(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Mapping[Key, Tensor]]]:
         """Each batch with its tensors on the device."""

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.errors import MissingExtra
-from evomerge.kernels.compiled import library
+from evomerge.kernels.compiled import functions
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ def backend(name: Backend) -> Iterator[None]:
     """Everything inside runs on this side where it can: `torch`, `native` (C++), or `triton` (on a CPU: TRITON_INTERPRET=1)."""
     if name == "triton" and not available():
         raise MissingExtra("triton is not installed: pip install triton, or use backend('torch')")
-    if name == "native" and library() is None:
+    if name == "native" and functions() is None:
         raise MissingExtra("the C++ side is not there: install a C++ compiler (apt install g++), or use backend('torch')")
     token = _forced.set(name)
     try:
@@ -107,7 +107,7 @@ def side(*tensors: Tensor) -> Backend:
     if wanted == "triton":
         return "triton" if available() and all(str(tensor.dtype) in DTYPES for tensor in tensors) else "torch"
     if wanted == "native" and all(_plain(tensor) for tensor in tensors):
-        return "native" if library() is not None else "torch"
+        return "native" if functions() is not None else "torch"
     return "torch"
 
 

@@ -28,11 +28,11 @@ PATIENCE = 300  # seconds
 
 
 class CannotCompile(Exception):
-    """Why there is no library; said once, then plain torch does the work."""
+    """Why there are none; said once, then plain torch does the work."""
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def functions() -> ctypes.CDLL | None:
     """The compiled functions, or None where they cannot be had; a hint says why, once a process."""
     if os.environ.get("EVOMERGE_NATIVE") == "0":
         return None
@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def built() -> Path:
-    """The library's path, after building it where it is not there yet."""
+    """The path of the compiled file, after building it where it is not there yet."""
     compiler = find_compiler()
     folder = cache_folder()
     path = folder / f"native-{fingerprint(compiler)}.so"
@@ -86,7 +86,7 @@ def _private() -> tempfile.TemporaryDirectory[str]:
 
 
 def fingerprint(compiler: list[str]) -> str:
-    """Of everything that the library depends on."""
+    """Of everything that the compiled file depends on."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=PATIENCE, check=False).stdout
     parts = [SOURCE.read_bytes(), repr((FLAGS, TUNED, compiler)).encode(), version, processor().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evomerge import kernels
 from evomerge.kernels import MOST
-from evomerge.kernels.compiled import library
+from evomerge.kernels.compiled import functions
 from evomerge.masks import Ballot, Bands, Drops, Keep, Marks, Ranked, Trim
 
 KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -153,7 +153,7 @@ def ranks(base: Tensor | None, source: Tensor, width: int) -> Tensor:
 
 def finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinite."""
-    request, compiled = Request(None, [tensor], None, subtract=False), library()
+    request, compiled = Request(None, [tensor], None, subtract=False), functions()
     assert compiled is not None
     return all(spread(lambda job: compiled.all_finite(ctypes.byref(job)), request.rows(1)))
 
@@ -241,14 +241,14 @@ class Request:
         return max(SHARE, -(-size // torch.get_num_threads()) + 3 & ~3)
 
     def function(self, name: str) -> Any:
-        compiled = getattr(library(), f"{name}_{str(self.dtype).removeprefix('torch.')}")
+        compiled = getattr(functions(), f"{name}_{str(self.dtype).removeprefix('torch.')}")
         compiled.restype = ctypes.c_double if name == "balance" else None
         return compiled
 
 
 def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     tensor = kernels.result(shape, dtype, torch.device("cpu"))
-    compiled = library()
+    compiled = functions()
     if compiled is not None:
         compiled.huge_pages(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes))
     return tensor

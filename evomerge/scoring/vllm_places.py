@@ -65,11 +65,11 @@ class _Layout(Exception):
     """The engine keeps something otherwise than it came."""
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not say
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for its making
     """Sees which memory each tensor of a stream is copied to, and lets nothing of the model be changed."""
 
     def __init__(self, memory: set[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # the same
+        super().__init__()  # type: ignore[no-untyped-call]  # nor for this
         self.memory, self.sent, self.places = memory, dict[int, tuple[str, Tensor]](), dict[str, Tensor]()
 
     def seen(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:

@@ -18,12 +18,12 @@ from evomerge.scoring.vllm_crossing import Arrivals
 
 
 @dataclass
-class NoMeeting(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not looked into
+class NoMeeting(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not installed where types are checked: its classes are Any
     """Nothing is to be agreed upon beforehand."""
 
 
 @dataclass
-class Delivery(WeightTransferUpdateInfo):  # type: ignore[misc]  # the same
+class Delivery(WeightTransferUpdateInfo):  # type: ignore[misc]  # Any as well
     """A parcel, field by field as vLLM wants it."""
 
     weights: Any = None
@@ -36,7 +36,7 @@ class Delivery(WeightTransferUpdateInfo):  # type: ignore[misc]  # the same
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
-class CandidateTransfer(WeightTransferEngine):  # type: ignore[misc]  # the same
+class CandidateTransfer(WeightTransferEngine):  # type: ignore[misc]  # Any as well
     """One rank's end of it; between start and finish vLLM lays each layer's weights out as its kernels want them."""
 
     init_info_cls = NoMeeting

@@ -14,7 +14,7 @@ from evomerge.bench import kernels as benches
 from evomerge.errors import EvomergeError
 from evomerge.kernels import compiled
 
-pytestmark = pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(compiled.functions() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(autouse=True)

@@ -21,4 +21,4 @@ def pytest_collection_modifyitems(items):
         if item.path.parent.name == "kernels" and "without_triton" not in item.name:
             item.add_marker(needs_triton)
         if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here: these tests run where torch.cuda.is_available()"))

@@ -18,7 +18,7 @@ from evomerge.methods.table import METHODS, merge_tensor
 from evomerge.methods.threshold import Magnitudes
 from tests.methods.cases import KNOBS, OTHERWISE, inputs
 
-pytestmark = pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(compiled.functions() is None, reason="no C++ compiler")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 RANKS = st.sampled_from([torch.int16, torch.int32])
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -226,7 +226,7 @@ def test_on_a_cpu_it_is_taken_unless_torch_is_asked_for():
 
 
 def test_asked_for_where_it_is_not_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(kernels, "functions", lambda: None)
 
     assert kernels.side(torch.zeros(1)) == "torch"
     with pytest.raises(MissingExtra, match="install a C\\+\\+ compiler"), kernels.backend("native"):

@@ -10,7 +10,7 @@ from evomerge.kernels import compiled, select
 from evomerge.methods.combine import Deltas
 from evomerge.methods.threshold import Magnitudes
 
-pytestmark = pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(compiled.functions() is None, reason="no C++ compiler")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 

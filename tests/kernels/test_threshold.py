@@ -13,7 +13,7 @@ from evomerge.methods.threshold import BINS, Magnitudes
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIDES = [
     pytest.param(
-        "native", marks=pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler"), id="native_without_triton"
+        "native", marks=pytest.mark.skipif(compiled.functions() is None, reason="no C++ compiler"), id="native_without_triton"
     ),
     pytest.param("triton", id="triton"),
 ]

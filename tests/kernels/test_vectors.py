@@ -20,7 +20,7 @@ def two(size, dtype, spread):
     return a.to(dtype).to(DEVICE), (a + spread * torch.randn(size, generator=generator)).to(dtype).to(DEVICE)
 
 
-needs_compiler = pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(compiled.functions() is None, reason="no C++ compiler")
 SIDES = [pytest.param("native", marks=needs_compiler, id="native_without_triton"), pytest.param("triton", id="triton")]
 everywhere = pytest.mark.parametrize("side", SIDES)
 
