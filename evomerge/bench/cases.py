@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -139,7 +140,7 @@ def plain(method: str, given: Tensors, asked: dict[str, Any]) -> Callable[..., T
     def merge(base: Tensor, *sources: Tensor) -> Tensor:
         start = base.float()
         if method == "linear":
-            return (sum(source.float() for source in sources) * weight).to(base.dtype)  # type: ignore[union-attr]  # never empty
+            return (functools.reduce(torch.add, (source.float() for source in sources)) * weight).to(base.dtype)
         deltas = [source.float() - start for source in sources]
         if method in ("ties", "breadcrumbs"):
             deltas = [torch.where(delta.abs() >= lower, delta, 0) for delta, lower in zip(deltas, lowers, strict=True)]

@@ -32,7 +32,7 @@ def heal(module: nn.Module, settings: Heal, teachers: Mapping[str, Teacher], row
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = settings.learning_rate * _pace(step, len(batches))
             loss = _loss(module, settings, teachers, batch.to(parameters[0].device))
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+            torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(parameters, CLIP)
             losses.append(loss.item())
             if not math.isfinite(losses[-1] + norm.item()):

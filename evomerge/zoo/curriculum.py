@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, autograd
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from transformers import LlamaForCausalLM
@@ -140,7 +140,7 @@ def backward(model: LlamaForCausalLM, rows: Rows) -> float:
     losses = cross_entropy(logits.flatten(0, 1), rows.tokens[:, 1:].flatten(), reduction="none")
     weights = rows.weights[:, 1:].flatten()
     loss: Tensor = (losses * weights).sum() / weights.sum()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+    autograd.backward(loss)
     return loss.item()
 
 

@@ -120,7 +120,7 @@ def fitted(images: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
     for _ in range(STEPS):
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(output(torch.relu(hidden(images))), labels)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+        torch.autograd.backward(loss)
         optimizer.step()
     layers = {"hidden": hidden, "output": output}
     return {f"{layer}.{name}": p.detach() for layer, module in layers.items() for name, p in module.named_parameters()}

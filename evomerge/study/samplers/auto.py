@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .borrowed import Gp, Tpe
 from .cma_es import CmaEs
 from .genetic import Nsga2, Nsga3
-from .seeded import Active, Seeded, Space, Start
+from .seeded import Common, Seeded, Space
 
 GP_TRIALS = 150  # beyond them, or beyond so many dimensions, a Gaussian process takes seconds a proposal
 GP_DIMENSIONS = 100
@@ -90,14 +90,11 @@ class Auto(Seeded):
     def __init__(
         self,
         *,
-        seed: int = 0,
-        space: Mapping[str, BaseDistribution] | None = None,
-        start: Start = None,
-        active: Active | None = None,
         trials: int = 200,
         pace: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(seed=seed, space=space, start=start, active=active)
+        super().__init__(**common)
         self.trials, self.pace = trials, pace
         self._made: dict[str, Seeded] = {}
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from .cma_es import ARRIVAL, FINISHED
 from .cube import Cube, Vector
-from .seeded import Active, Seeded, Space, Start, seed_for
+from .seeded import Common, Seeded, Space, seed_for
 from .uniform import Qmc
 
 DOCUMENTS = "documents"  # user attribute of a trial: its scores on the documents that every trial is scored on, in one order
@@ -92,15 +91,12 @@ class Niches(Seeded):
     def __init__(
         self,
         *,
-        seed: int = 0,
-        space: Mapping[str, BaseDistribution] | None = None,
-        start: Start = None,
-        active: Active | None = None,
         archive: int = 20,
         alpha: float = 1.0,
         mutation: float = 0.05,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(seed=seed, space=space, start=start, active=active)
+        super().__init__(**common)
         if archive < 2:
             raise TypeError(f"archive: a recipe needs a mate, so at least 2, not {archive}")
         self.size, self.alpha, self.mutation = archive, alpha, mutation

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import numpy as np
-from optuna.distributions import BaseDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from .borrowed import Gp, Tpe
 from .cma_es import ARRIVAL, CmaEs
 from .cube import Cube
-from .seeded import Active, Seeded, Space, Start, seed_for
+from .seeded import Common, Seeded, Space, seed_for
 from .uniform import Qmc, Random
 
 ARM = "portfolio:arm"  # on a trial: who proposed it
@@ -34,17 +33,15 @@ class Portfolio(Seeded):
     def __init__(
         self,
         *,
-        seed: int = 0,
-        space: Mapping[str, BaseDistribution] | None = None,
-        start: Start = None,
-        active: Active | None = None,
         arms: Sequence[str] = ("cmaes", "tpe", "qmc"),
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(seed=seed, space=space, start=start, active=active)
+        super().__init__(**common)
         if unknown := [name for name in arms if name not in ARMS] or ([] if arms else ["none"]):
             raise TypeError(f"arms: no arm {unknown[0]!r}; known are {', '.join(ARMS)}")
         first = self.starts[:1]  # a start is proposed by the portfolio; CMA-ES begins around it as well
-        self.arms = {name: ARMS[name](seed=seed_for(seed, name), space=space, start=first, active=active) for name in arms}
+        own = {name: seed_for(self.seed, name) for name in arms}
+        self.arms = {name: ARMS[name](seed=own[name], space=self.space, start=first, active=self.active) for name in arms}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         if len(study.directions) > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -25,6 +25,15 @@ Space = dict[str, BaseDistribution]
 Start = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 Active = Callable[[Mapping[str, Any]], Container[str]]  # which parameters the values of a trial leave a say
 DRAW = "evomerge:draw"  # on a trial: the number that it was seeded with
+
+
+class Common(TypedDict, total=False):
+    """What every sampler may be given; see `Seeded`."""
+
+    seed: int
+    space: Mapping[str, BaseDistribution] | None
+    start: Start
+    active: Active | None
 
 
 def seed_for(seed: int, *place: int | str) -> int:
