@@ -125,6 +125,16 @@ def dies_at(study, step, count):
     return lambda: steps_in(study, on_step)
 
 
+def dies_after(study, count):
+    """In the process where it is called: die before the first folder that is made once the journal has `count` trials."""
+
+    def on_step(name):
+        if name.startswith("os.mkdir") and len(trials(study)) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return lambda: steps_in(study, on_step)
+
+
 def kind(path):
     """A path without what differs from trial to trial and from run to run."""
     path = re.sub(r"^(baseline|select|sealed|trials)/(?!winner)[^/]+?(?=$|/|\.draft|\.jsonl)", r"\1/X", path)

@@ -7,16 +7,16 @@ import optuna
 import pytest
 
 from evomerge.study.journal import Journal
-from tests.system.searches import arguments, dies_at, forked, remains, trials
+from tests.system.searches import arguments, dies_after, forked, remains, trials
 
 MAXIMIZE = [optuna.study.StudyDirection.MAXIMIZE]
 
 
 @pytest.fixture
 def unfinished(laboratory, whole, tmp_path):
-    """A study that was killed when the line of its third trial had just been written."""
+    """A study that was killed when the line of its third trial had been written and the fourth had not begun."""
     study = tmp_path / "study"
-    killed = forked(arguments(laboratory, study), dies_at(study, "open clock.json.draft", 3))
+    killed = forked(arguments(laboratory, study), dies_after(study, 3))
     assert killed.returncode == -signal.SIGKILL
     assert len(trials(study)) == 3
     return study
