@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # one thread per process: two processes with two threads each are slower than with one
 export OMP_NUM_THREADS ?= 1
+# processes that run `make test`; each takes up to 2 GB
+JOBS ?= 2
 
 .PHONY: demo test lint format test-oracle test-vllm test-system clean
 
@@ -19,7 +21,7 @@ demo: $(VENV)/ready
 	esac
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 from evomerge.bench.simulated import Phase, Points, Simulated, lognormal, write_experiment
 from evomerge.scoring.landscape import Landscape
 from evomerge.scoring.suite import split
+from evomerge.study.clock import Clock
 from evomerge.study.experiment import Experiment
 from evomerge.study.loop import Loop
 from evomerge.study.record import Record, held
@@ -47,5 +48,6 @@ def simulate(
         points = Points({task: Landscape(dims, seed=seed + i) for i, task in enumerate(tasks)}, Path(folder) / "base")
         executor = Simulated(points, workers, lognormal(PER_DOCUMENT, LOAD, seed=seed), clock)
         with held(Record.open(Path(folder) / "study", {}, resume=False)) as record:
-            Loop(experiment, record, split(experiment.suite, None, catalogue), lambda: executor, Nobody()).run()
+            splits = split(experiment.suite, None, catalogue)
+            Loop(experiment, record, splits, Clock(record), lambda: executor, Nobody()).run()
         return max(executor.phases, key=lambda phase: phase.lives)

@@ -20,8 +20,9 @@ from evomerge.scoring.harness import Harness
 from evomerge.scoring.hf import LiveLM
 from evomerge.scoring.scores import Scores
 from evomerge.scoring.tokenizer import load_tokenizer
-from evomerge.scoring.vllm_engine import MOST_OPTIONS, Died, Engine, Reading, version
+from evomerge.scoring.vllm_engine import MOST_OPTIONS, Died, Engine, Reading
 from evomerge.scoring.vllm_limits import refuse_missing, refuse_model, refuse_options
+from evomerge.scoring.vllm_start import version
 
 if TYPE_CHECKING:
     from evomerge.candidate.stream import Candidate

@@ -15,10 +15,13 @@ SELDOM = 1.0  # seconds between two writings while trials run: a disk takes long
 class Clock:
     """Seconds by the wall, and those of the loop's own: asking, telling, recording."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, started: float | None = None) -> None:
+        """`started`: when, by time.monotonic(), this process began to prepare; now, if not given."""
+        now = time.monotonic()
+        self._started = now if started is None else started
+        self.preparing = now - self._started
         spent = record.read_json(FILE) or {"seconds": 0.0, "loop": 0.0}
         self._record, self._before, self._own = record, float(spent["seconds"]), float(spent["loop"])
-        self._started = time.monotonic()
         self._written = -SELDOM
 
     def elapsed(self) -> float:

@@ -31,6 +31,7 @@ class Loop:
     experiment: Experiment
     record: Record
     splits: Splits
+    clock: Clock
     hire: Callable[[], Executor]
     watch: Watcher
     copy: Copy | None = None
@@ -40,16 +41,15 @@ class Loop:
     def run(self) -> int:
         """The ending: 0, 3, 4 or 5."""
         self._write_header()
-        clock = Clock(self.record)
         base = self.experiment.space.build(self.experiment.space.start()).base.model
         race = Race(len(self.splits.rungs), self.experiment.search.eta)
         self.arena = Arena(self.experiment, self.splits, race, ledger=ledger_beside(base))
         self.executor = self.hire()
         try:
-            baselines, outcomes = self._search(clock)
-            clock.write()
+            baselines, outcomes = self._search()
+            self.clock.write()
             certificate = self._close(baselines, outcomes)
-            clock.write()
+            self.clock.write()
         finally:
             self.executor.close()
         return int(certificate["ending"])
@@ -58,15 +58,15 @@ class Loop:
         self.record.write("experiment.yaml", self.experiment.to_yaml())
         self.record.write_json("splits.json", {**self.splits.to_data(), "hash": self.splits.hash})
 
-    def _search(self, clock: Clock) -> tuple[dict[str, Outcome], list[Outcome]]:
+    def _search(self) -> tuple[dict[str, Outcome], list[Outcome]]:
         """How the baselines and the trials ended."""
         yardsticks = Yardsticks(self.arena, self.record, self.executor, self.watch)
         yardsticks.score_parents()
         baselines = yardsticks.score_baselines()
         reserve = Reserve(self.arena, self.record, baselines, self.executor.workers)
-        trials = Trials(self.arena, self.record, self.executor, self.watch, clock, reserve, self.copy, self.starts)
+        trials = Trials(self.arena, self.record, self.executor, self.watch, self.clock, reserve, self.copy, self.starts)
         outcomes = trials.run()
-        clock.write()
+        self.clock.write()
         self._attribute(outcomes, trials.stages.layers)
         return baselines, outcomes
 

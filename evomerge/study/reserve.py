@@ -1,10 +1,12 @@
-"""How much of a study's time is kept for its ending: selecting and certifying, from what a document cost lately."""
+"""How much of a study's time is kept for its ending: selecting and certifying, from what documents and healing cost lately."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from evomerge.study.attribution import PARTS, leave_one_out
 from evomerge.study.clock import Clock
 from evomerge.study.record import Record
 from evomerge.study.sealed import openings
@@ -30,10 +32,13 @@ class Reserve:
         opened = openings(self.record.directory)
         if opened and opened[-1].limits == search.limits():
             return False
-        return search.budget is None or clock.elapsed() + self.seconds(outcomes) < search.budget
+        # the report imports about as much as the beginning did, and is written after all is certified
+        return search.budget is None or clock.elapsed() + self.seconds(outcomes) + clock.preparing < search.budget
 
     def seconds(self, outcomes: Sequence[Outcome]) -> float:
-        return MARGIN * self._per_document(outcomes) * self._documents() / self.workers
+        """Of selecting and certifying, by the wall."""
+        healing = seconds_per_healing([*self.baselines.values(), *outcomes]) * self._healings()
+        return MARGIN * (self._per_document(outcomes) * self._documents() + healing) / self.workers
 
     def _per_document(self, outcomes: Sequence[Outcome]) -> float:
         """Of the last trials; before any, of the fastest parent: the first ones also paid for reading the tasks."""
@@ -51,9 +56,32 @@ class Reserve:
         guarded = sum(len(docs) for task, docs in splits.sealed.items() if task in experiment.guard.tasks)
         targets = sum(map(len, splits.sealed.values())) - guarded
         parents, finalists = len(self.arena.parents), experiment.search.finalists
-        rivals = len(contending(list(self.baselines.values())))
+        rivals = len(self._rivals)
         # a winner and at most three rivals beside the parents; guards compare the winner with the base
-        return select * (parents + rivals + finalists + 1) + targets * (parents + 4) + guarded * 2
+        return select * (parents + rivals + finalists + 1) + targets * (parents + 4) + guarded * 2 + self._attributed()
+
+    def _attributed(self) -> int:
+        """Documents of the finalists that are scored again without each delta."""
+        experiment, splits = self.arena.experiment, self.arena.splits
+        top = splits.rung(len(splits.rungs) - 1)
+        each = sum(len(docs) for task, docs in top.items() if task in experiment.suite.tasks)
+        deltas = leave_one_out(experiment.space.build(experiment.space.start()), len(PARTS))
+        return experiment.search.attribution * len(deltas) * each
+
+    def _healings(self) -> int:
+        """The finalists and the baselines are healed anew for select; the winner once more to be saved, a rival for sealed."""
+        healed = sum(outcome.recipe.heal is not None for outcome in self._rivals)
+        return self.arena.experiment.search.finalists + healed + 2
+
+    @cached_property
+    def _rivals(self) -> list[Outcome]:
+        return contending(list(self.baselines.values()))
+
+
+def seconds_per_healing(outcomes: Sequence[Outcome]) -> float:
+    """What healing a recipe took lately; 0 where none was healed."""
+    healed = [outcome.seconds["heal"] for outcome in outcomes if outcome.seconds.get("heal")][-LATELY:]
+    return sum(healed) / len(healed) if healed else 0.0
 
 
 def seconds_per_document(outcomes: Sequence[Outcome], most: int) -> float | None:

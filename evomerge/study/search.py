@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ from evomerge.candidate.finite import refuse_nan
 from evomerge.candidate.plan import plan
 from evomerge.guards.criteria import refuse_undecidable
 from evomerge.scoring.suite import Splits
+from evomerge.study.clock import Clock
 from evomerge.study.cluster import Cluster, connect
 from evomerge.study.devices import Seat, seats
 from evomerge.study.executor import Executor, make_executor
@@ -48,6 +50,7 @@ def search(
 
     Raises EvomergeError on bad input, before anything is written. A finished study is not run again.
     """
+    started = time.monotonic()  # a budget counts from here: preparing takes longer than many a trial
     experiment = with_limits(Experiment.read(path), trials, budget)
     directory = Path(out)
     if ray is not None:
@@ -71,7 +74,8 @@ def search(
             return int(done["ending"])
         starts = [each.start for each in kept(record, [Path(folder) for folder in warm_start], experiment.space)]
         hire = partial(executor_of, experiment, workers, ray, taken, record.directory)
-        return Loop(experiment, record, splits, hire, watch, copy, reopen, starts).run()
+        clock = Clock(record, started)
+        return Loop(experiment, record, splits, clock, hire, watch, copy, reopen, starts).run()
 
 
 def _bring_up(record: Record, copy: Copy | None) -> None:

@@ -42,7 +42,7 @@ def header(experiment: Experiment, record: Record, splits: Splits, trials: int, 
 def versions(scoring: ScoringConfig) -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "optuna", "lm-eval")}
     if scoring.scorer == "vllm":
-        from evomerge.scoring.vllm_engine import version
+        from evomerge.scoring.vllm_start import version
 
         found["vllm"] = version()
     return found

@@ -17,7 +17,7 @@ from evomerge.candidate import live
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.stream import Candidate
 from evomerge.recipe import Context
-from evomerge.scoring import vllm_engine
+from evomerge.scoring import vllm_start
 from evomerge.scoring.vllm_engine import Engine
 
 if importlib.util.find_spec("vllm") is None:  # whoever imports this file is skipped with it
@@ -96,14 +96,14 @@ def furthest(ours: list[list[float]], theirs: list[list[float]]) -> float:
 
 def said_by_vllm(folder: Path) -> tuple[list[list[float]], list[list[int]]]:
     """What vLLM itself says of a model on disk, in an engine of its own and without any of our code; see `spoken`."""
-    for name, value in vllm_engine.SETTINGS.items():
+    for name, value in vllm_start.SETTINGS.items():
         os.environ.setdefault(name, value)
     from vllm import LLM, SamplingParams
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     if Engine._alive is not None:  # the end of the plain one would be its end too
         Engine._alive.close()
-    with vllm_engine._undisturbed():
+    with vllm_start.undisturbed():
         llm = LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=CONTEXT, kv_cache_memory_bytes=1 << 26)
         asked = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
         read = llm.generate(asked, SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0), use_tqdm=False)

@@ -12,7 +12,9 @@ import pytest
 from evomerge.errors import EvomergeError
 from evomerge.recipe import Recipe, Source
 from evomerge.scoring.scores import Row, Scores
-from evomerge.study.reserve import seconds_per_document
+from evomerge.study.clock import Clock
+from evomerge.study.record import Record, held
+from evomerge.study.reserve import seconds_per_document, seconds_per_healing
 from evomerge.study.samplers import SAMPLERS
 from evomerge.study.search import search
 from evomerge.study.trial import Outcome
@@ -150,6 +152,31 @@ def test_trials_that_were_dropped_early_do_not_tell_what_a_document_costs_at_the
 
     assert seconds_per_document([dropped, dropped], 100) is None
     assert seconds_per_document([whole, dropped, dropped], 100) == 0.01
+
+
+def test_what_healing_takes_is_told_by_those_healed_lately():
+    plain, healed = scored(100, {"score": 1.0}), [scored(100, {"score": 1.0, "heal": seconds}) for seconds in range(1, 13)]
+
+    assert seconds_per_healing([plain, plain]) == 0
+    assert seconds_per_healing([plain, *healed, plain]) == sum(range(3, 13)) / 10
+
+
+def test_a_budget_ends_a_search_without_a_number_of_trials_in_a_certificate(laboratory):
+    assert search(laboratory / "space.yaml", laboratory / "study", workers=1, trials=10**6, budget=4) == 0
+
+    found = certificate(laboratory / "study")
+    assert 3 < found["trials"] < 10**6
+    assert found["limits"] == {"trials": 10**6, "budget": 4}
+
+
+def test_a_clock_counts_what_was_prepared_before_it_and_what_earlier_processes_took(tmp_path):
+    with held(Record.open(tmp_path / "study", {}, resume=False)) as record:
+        first = Clock(record, time.monotonic() - 100)
+        first.write()
+        again = Clock(record, time.monotonic() - 10)
+
+        assert (round(first.preparing), round(again.preparing)) == (100, 10)
+        assert 110 <= again.elapsed() < 120
 
 
 def test_a_guard_that_nothing_keeps_refuses(laboratory):

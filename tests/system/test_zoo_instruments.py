@@ -1,4 +1,4 @@
-"""The instruments that measure guards, whole and on real models, with so little to do that they take a minute or two."""
+"""The instruments that measure guards and the search, whole and on real models, with little to do: a minute or two."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from evomerge.document import dump_yaml, read_yaml
 from evomerge.guards.ledger import Ledger
-from evomerge.zoo import MODELS, keeping, line
+from evomerge.zoo import MODELS, keeping, line, rivals
 from evomerge.zoo.curriculum import ExpertRule
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -73,3 +73,25 @@ def test_a_line_of_two_steps_is_run_scored_and_told(tmp_path, families, monkeypa
     assert len(known) == 1 + sum(released)
     assert "of the line" in (here / "1/step-1/certificate.json").read_text()
     assert "| 0 | ledger | 2 |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_two_rivals_search_equal_numbers_of_documents_and_are_asked_the_unseen_ones(tmp_path, families, monkeypatch):
+    monkeypatch.setattr(rivals, "UNSEEN", 40)
+    data = read_yaml(SPACES / "quickstart.yaml")
+    data["suite"]["rungs"] = [6, 18]
+    (tmp_path / "space.yaml").write_text(dump_yaml(data))
+    told = [str(tmp_path / "space.yaml"), "--seeds", "0", "--families", str(families), "--out", str(tmp_path / "out")]
+    told += ["--rivals", "ours", "random", "--documents", "180"]
+
+    rivals.main(told)
+
+    here = tmp_path / "out/seed-0"
+    spent = {name: sum(notes["documents"] for _, notes in rivals.ended(here / name)) for name in ("ours", "random")}
+    assert spent["random"] == 180
+    assert spent["ours"] > 100
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| random |" in table
+    before = files(here)
+    rivals.main(told)
+    assert files(here) == before
+    assert (tmp_path / "out/table.md").read_text() == table
