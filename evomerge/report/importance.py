@@ -57,6 +57,7 @@ def importances(view: View, objective: int = 0) -> dict[str, float]:
     values = {trial.values[objective] for trial in trials}
     if len(trials) < FEWEST or len(values) < 2:
         return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of the study below
     study = optuna.create_study(directions=["maximize"])
     for trial in trials:
         study.add_trial(
