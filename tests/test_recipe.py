@@ -4,7 +4,7 @@ import pytest
 
 from evomerge.document import Place, parse_yaml
 from evomerge.errors import DocumentError, RecipeError
-from evomerge.recipe import DIALS, METHOD_KNOBS, Curve, Recipe, locate
+from evomerge.recipe import DIALS, METHOD_KNOBS, Cases, Curve, Recipe, Steps, locate
 
 TEXT = """
 base: models/base
@@ -92,6 +92,28 @@ def test_a_curve_with_rows_has_one_number_for_each_group():
     assert Curve(((0.2,), (0.4, 0.6))).at(0.5) == (0.2, 0.5)
 
 
+@pytest.mark.parametrize(("depth", "value"), [(0.0, True), (0.49, True), (0.5, False), (0.99, False), (1.0, True)])
+def test_steps_change_where_a_value_begins_and_the_last_is_that_of_the_end(depth, value):
+    assert Steps((True, False, True)).at(depth) is value
+
+
+def test_what_is_no_number_varies_by_depth_and_name_and_is_written_as_it_was_read():
+    rule = "{match: '*', method: nuslerp, weight: 1, along: [tensor, [{match: '*mlp*', value: [rows, columns]}, {value: rows}]]}"
+    given = recipe(with_rule(rule))
+
+    inner = Cases((("*mlp*", Steps(("rows", "columns"))), ("*", "rows")))
+    assert given.rules[0].knobs["along"] == Steps(("tensor", inner))
+    assert Recipe.from_data(given.to_data(), Place("x")) == given
+
+
+def test_a_rule_may_take_its_deltas_from_another_model():
+    given = recipe(with_rule("{match: '*', method: task_arithmetic, base: math, weight: {base: 1, code: 0.5}}"))
+
+    assert (given.rules[0].base, given.rules[0].sources) == ("math", ("base", "code"))
+    assert Recipe.from_data(given.to_data(), Place("x")) == given
+    assert recipe(with_rule("{match: '*', method: ram, base: code}")).rules[0].sources == ("math",)
+
+
 def test_the_base_is_a_source_where_a_weight_names_it():
     assert recipe().rules[2].sources == ("base", "math", "code")
 
@@ -147,6 +169,13 @@ def test_the_zoo_is_found_in_the_package():
         ("{match: '*', method: ties, density: 1.2}", "recipe.rules[0].density: 1.2 is outside [0, 1]"),
         ("{match: '*', method: linear, weight: 1, sources: [math, math]}", "a source stands twice"),
         ("{method: linear, weight: 1}", "recipe.rules[0]: 'match' is missing"),
+        ("{match: '*', method: linear, weight: 1, base: math}", "recipe.rules[0].base: linear is between whole models here"),
+        ("{match: '*', method: karcher, base: math}", "recipe.rules[0].base: karcher is between whole models here"),
+        ("{match: '*', method: ram, base: maths}", "recipe.rules[0].base: 'maths' is not known; did you mean 'math'?"),
+        ("{match: '*', method: ram, base: math, sources: [math]}", "recipe.rules[0].sources: 'math' is not a source of ram here"),
+        ("{match: '*', method: linear, weight: 1, normalize: [true, 1]}", "recipe.rules[0].normalize[1].value: expected true or"),
+        ("{match: '*', method: linear, weight: 1, normalize: []}", "recipe.rules[0].normalize: expected true or false"),
+        ("{match: '*', method: ties, density: 1, variant: [paper]}", "recipe.rules[0].variant: expected text"),
         ("{match: '*', method: linear, wieght: 1}", "unknown key 'wieght'; did you mean 'weight'?"),
         ("{match: '*', method: linear, weight: '1'}", "recipe.rules[0].weight: '1' is text, a number is expected"),
         ("{match: '*', method: linear, weight: 1, normalize: 1}", "recipe.rules[0].normalize: expected true or false"),

@@ -72,11 +72,10 @@ class Beforehand:
     def _trims(self, recipe: Recipe, rule: Rule, k: int, steps: Sequence[Step], inputs: Sequence[Inputs]) -> Sequence[Trim]:
         density = steps[0].knobs["density"][rule.sources[k]][0]
         vectors = [tensor.magnitudes[k] for tensor in inputs]
-        return thresholds(vectors, density, self._table(recipe, rule.sources[k], steps, vectors))
+        return thresholds(vectors, density, self._table(recipe, (rule.base, rule.sources[k]), steps, vectors))
 
-    def _table(self, recipe: Recipe, source: str, steps: Sequence[Step], vectors: Sequence[Magnitudes]) -> Table:
-        names = (name for step in steps for name in (step.origin("base") or "", step.origin(source) or ""))
-        key = (recipe.base.location, *locations(recipe, (source,)), *names)
+    def _table(self, recipe: Recipe, pair: tuple[str, str], steps: Sequence[Step], vectors: Sequence[Magnitudes]) -> Table:
+        key = (*locations(recipe, pair), *(step.origin(role) or "" for step in steps for role in pair))
         if key not in self._tables:
             self._tables[key] = Table.merge([vector.table for vector in vectors])
         return self._tables[key]

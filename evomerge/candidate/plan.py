@@ -13,7 +13,7 @@ from evomerge.candidate.checkpoint import FLOATS, Checkpoint, TensorInfo
 from evomerge.candidate.stack import Part, is_embedding, numbered, stack, stacked_config
 from evomerge.document import nearest
 from evomerge.errors import CheckpointError, RecipeError
-from evomerge.recipe import Cases, Curve, Knob, Recipe, Rule, dial_of
+from evomerge.recipe import WITHOUT_BASE, Cases, Curve, Knob, Recipe, Rule, Steps, dial_of
 
 DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # of a recipe -> of safetensors
 HEAD = "lm_head.weight"  # left out on disk where it is tied to the embedding
@@ -27,7 +27,6 @@ WHOLE_MODEL = {
 }
 AVERAGES = ("linear", "multislerp", "karcher", "fedavg", "fisher", "regmean")  # divide by the sum of their weights
 UNMERGED = ("F8", "C64")
-WITHOUT_BASE = ("linear", "passthrough", "fisher", "regmean")
 
 Groups = tuple[float, ...]  # one number for each of equal groups of rows
 
@@ -51,6 +50,11 @@ class Step:
     @property
     def sources(self) -> tuple[str, ...]:
         return self.rule.sources if self.rule else ()
+
+    @property
+    def base(self) -> str:
+        """What deltas are taken from."""
+        return self.rule.base if self.rule else "base"
 
     def origin(self, role: str) -> str | None:
         """The name of this tensor in a model; None where a slice does not use the model."""
@@ -157,7 +161,7 @@ def _rule_of(recipe: Recipe, part: Part) -> tuple[str, Rule, float]:
 def _check_models(part: Part, place: str, rule: Rule) -> None:
     """A rule in a slice reads only models that give layers to it."""
     assert part.origins is not None
-    needed = rule.sources if rule.knobs.get("between") == "models" or rule.method in WITHOUT_BASE else ("base", *rule.sources)
+    needed = rule.sources if rule.knobs.get("between") == "models" or rule.method in WITHOUT_BASE else (rule.base, *rule.sources)
     if missing := [role for role in needed if role not in part.origins]:
         raise RecipeError(
             f"{place}: {rule.method} reads {missing[0]!r} for {part.name!r}, and slices[{part.slice}] takes no layers from it;"
@@ -175,6 +179,8 @@ def _at(knob: Knob, depth: float, place: str, step: Step, role: str = "") -> Any
         if value is None:
             raise RecipeError(f"{place}: no case matches {name!r}; end the list with what holds for the rest, as {{value: 0.5}}")
         return _at(value, depth, place, step)
+    if isinstance(knob, Steps):
+        return _at(knob.at(depth), depth, place, step)
     if not isinstance(knob, Curve):
         return knob
     groups, rows = knob.at(depth), step.info.shape[0] if step.info.shape else 1
@@ -207,7 +213,15 @@ def _refuse_dead_cases(rules: Mapping[str, Rule], steps: Iterable[Step]) -> None
 def _cases(rule: Rule, place: str) -> Iterator[tuple[str, Cases]]:
     for name, knob in rule.knobs.items():
         values = knob.items() if isinstance(knob, Mapping) else [("", knob)]
-        yield from ((f"{place}.{name}.{source}".rstrip("."), value) for source, value in values if isinstance(value, Cases))
+        for source, value in values:
+            yield from ((f"{place}.{name}.{source}".rstrip("."), cases) for cases in _within(value))
+
+
+def _within(value: Any) -> Iterator[Cases]:
+    """The cases of a value, and those within its steps and cases."""
+    inner = [each for _, each in value.cases] if isinstance(value, Cases) else value.values if isinstance(value, Steps) else ()
+    yield from [value] * isinstance(value, Cases)
+    yield from (cases for each in inner for cases in _within(each))
 
 
 def _check_whole(rule: Rule, place: str) -> None:

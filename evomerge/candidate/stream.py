@@ -195,7 +195,7 @@ class Sources:
 
     def settle(self, recipe: Recipe, plan: Plan) -> None:
         """Decides where the tensors behind a plan stay, if they do; see placement.py."""
-        steps = ((step.name, step.sources) for step in plan.steps)
+        steps = ((step.name, step.base, step.sources) for step in plan.steps)
         behind = (recipe.base.location, *locations(recipe, [*recipe.sources]), *steps)
         if self.resident and behind not in self._settled:
             self.shelf.assign([self._load(recipe, step) for step in plan.steps])
@@ -246,7 +246,7 @@ class Sources:
         place = Place(recipe.seed, step.name if step.origins is None else next(iter(keys.values()))[1], step.sources)
         tensors = {role: self.read(*pair) for role, pair in keys.items()}
         base, sources = (
-            tensors.get("base"),
+            tensors.get(step.base),
             tuple(tensors[role] for role in step.sources if role in tensors),
         )  # base among them too
         if self.resident and self.shelf.carries(keys.values()):
@@ -264,7 +264,7 @@ class Sources:
 
 def _keys(recipe: Recipe, step: Step) -> dict[str, Key]:
     """By its role, the base's tensor behind a step and each source's, where the step has one."""
-    roles = [role for role in ("base", *step.sources) if step.origin(role)]
+    roles = [role for role in (step.base, *step.sources) if step.origin(role)]
     return {role: (location, step.origin(role) or "") for location, role in zip(locations(recipe, roles), roles, strict=True)}
 
 

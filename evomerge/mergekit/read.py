@@ -34,6 +34,21 @@ class Entry:
     place: Place
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A slice: its models, its blocks of parameters from the nearest on, and what its deltas are taken from."""
+
+    entries: list[Entry]
+    levels: list[Level]
+    base: Model | None
+
+    @property
+    def leading(self) -> Model:
+        """Whose config and tokenizer a file without a base has."""
+        models = [entry.model for entry in self.entries]
+        return self.base if self.base in models else models[0]
+
+
 def from_mergekit(data: Mapping[str, Any], place: Place, root: Path | None = None) -> tuple[Recipe, list[str]]:
     """The recipe of a mergekit file, and what is read differently, a line each. Raises RecipeError or DocumentError."""
     file = _File(Block(data, place, TOP), Models(root))
@@ -68,10 +83,10 @@ class _File:
         levels = [Level.of(self.block, self.method)]
         inner = self._inner(levels)
         slices = [self._slice(part, levels, listed="models" in inner) for part in self._parts(inner)]
-        leading = self.base or slices[0][0][0].model
+        leading = self.base or slices[0].leading
         self.models.names[leading] = "base"
-        whole = len(slices) == 1 and self._is_whole(slices[0][0])
-        merged = [self._merged(*part, whole=whole) for part in slices]
+        whole = len(slices) == 1 and self._is_whole(slices[0].entries)
+        merged = [self._merged(part, whole=whole) for part in slices]
         tokenizer = self._tokenizer()
         body = {"rules": merged[0]["rules"]} if whole else {"rules": [], "slices": merged}
         return {
@@ -108,11 +123,10 @@ class _File:
             return
         yield Block({"sources": inner.sequence("models")}, inner.place, ["sources"])
 
-    def _slice(self, part: Block, levels: Sequence[Level], *, listed: bool) -> tuple[list[Entry], list[Level]]:
+    def _slice(self, part: Block, levels: Sequence[Level], *, listed: bool) -> Piece:
         if "residual_weight" in part:
             raise RecipeError(f"{part.place}: mergekit 0.1.5 does nothing with 'residual_weight'; leave it out")
-        if "base_model" in part and self.models.read(part.get("base_model"), part.place / "base_model") != self.base:
-            raise RecipeError(f"{part.place / 'base_model'}: a slice with another base than the file's; merge it by itself first")
+        base = self.models.read(part.get("base_model"), part.place / "base_model") if "base_model" in part else self.base
         key = "models" if listed else "sources"
         entries = [self._entry(item, part.place / key / i, ranged=not listed) for i, item in enumerate(part.sequence("sources"))]
         if listed and self.base and self.base not in [entry.model for entry in entries]:
@@ -122,8 +136,12 @@ class _File:
             raise RecipeError(
                 f"{twice.place}: {twice.model.path} stands twice in one slice, with the same parameters in mergekit"
             )
+        if "base_model" in part and self.method not in OVER_MODELS and base not in models:
+            raise RecipeError(f"{part.place / 'base_model'}: it is none of the slice's sources; list its layers with theirs")
+        if "base_model" in part and self.method in OVER_MODELS:
+            self.said.append(f"{part.place / 'base_model'}: changes nothing: {self.method} uses none")
         own = [] if listed else [Level.of(part, self.method)]
-        return entries, [*own, *levels]
+        return Piece(entries, [*own, *levels], base)
 
     def _entry(self, data: object, place: Place, *, ranged: bool) -> Entry:
         block = Block(data, place, ["model", "parameters", *["layer_range"] * ranged])
@@ -141,18 +159,20 @@ class _File:
 
     # --- a slice's rule
 
-    def _merged(self, entries: Sequence[Entry], levels: Sequence[Level], *, whole: bool) -> dict[str, Any]:
-        named = {self.models.name(entry.model): entry for entry in entries}
-        over_models = self.method in OVER_MODELS or (self.method in EITHER and self.base is None)
-        if self.base is None and not over_models:
+    def _merged(self, part: Piece, *, whole: bool) -> dict[str, Any]:
+        named = {self.models.name(entry.model): entry for entry in part.entries}
+        over_models = self.method in OVER_MODELS or (self.method in EITHER and part.base is None)
+        if part.base is None and not over_models:
             raise RecipeError(f"{self.place}: {self.method} adds to a base; name it as base_model")
-        sources = [name for name in named if over_models or name != "base"]
-        own = {name: [named[name].level, *levels] for name in sources}
-        knobs = {**self.reader.knobs(levels, own), **self._variants(over_models)}
-        rule = {"match": "*", "method": self.method, "sources": sources, **knobs}
-        if "base" in named and "base" not in sources and named["base"].level.data:
-            given = ", ".join(named["base"].level.data)
-            self.said.append(f"{named['base'].level.place}: {given} of the base itself: {self.method} uses none, left out")
+        base = "base" if part.base is None or over_models else self.models.name(part.base)
+        sources = [name for name in named if over_models or name != base]
+        own = {name: [named[name].level, *part.levels] for name in sources}
+        knobs = {**self.reader.knobs(part.levels, own), **self._variants(over_models)}
+        other = {"base": base} if base != "base" else {}
+        rule = {"match": "*", "method": self.method, "sources": sources, **other, **knobs}
+        if base in named and base not in sources and named[base].level.data:
+            given = ", ".join(named[base].level.data)
+            self.said.append(f"{named[base].level.place}: {given} of the base itself: {self.method} uses none, left out")
         layers = {} if whole else {name: list(entry.layers or ()) for name, entry in named.items()}
         return {"layers": layers, "rules": [rule]}
 

@@ -8,9 +8,13 @@ from typing import Any
 
 from evomerge.document import REQUIRED, Block, Place, describe, nearest
 from evomerge.errors import RecipeError
+from evomerge.mergekit import along
 from evomerge.mergekit.parameters import PARAMETERS, Parameter, kept, to_glob
 
-WORDS = {"yes": True, "no": False, "on": True, "off": False}  # of YAML 1.1, which mergekit reads
+WORDS = {  # of YAML 1.1, which mergekit reads, and what it takes in quotes
+    **dict.fromkeys(("yes", "on", "true", "y", "t", "1"), True), **dict.fromkeys(("no", "off", "false", "n", "f", "0"), False),
+}  # fmt: skip
+FLAGS = ("flatten", "row_wise")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Reader:
                 values = {source: self._resolved(name, parameter, levels) for source, levels in own.items()}
                 found |= self._per_source(name, parameter, values)
         if self.method == "nuslerp":
-            found["along"] = self._along(shared)
+            flags = (self._resolved(f"nuslerp_{name}", PARAMETERS["nuslerp"][f"nuslerp_{name}"], shared) for name in FLAGS)
+            found["along"] = along.word(*flags)
         return found
 
     def _count_idle(self, name: str, why: str, levels: Sequence[Level]) -> None:
@@ -74,15 +79,6 @@ class Reader:
         if parameter.knob == "scale":  # one source, and one number
             return {"scale": next(iter(values.values()))}
         return {parameter.knob: dict(values)}
-
-    def _along(self, shared: Sequence[Level]) -> str:
-        """mergekit's rows are our columns: it names the axis that is summed over."""
-        flatten, row_wise = (
-            self._resolved(name, PARAMETERS["nuslerp"][name], shared) for name in ("nuslerp_flatten", "nuslerp_row_wise")
-        )
-        if not isinstance(flatten, bool) or not isinstance(row_wise, bool):
-            raise RecipeError(f"{shared[-1].place}: nuslerp_flatten and nuslerp_row_wise take no filters here; give one value")
-        return "tensor" if flatten else "columns" if row_wise else "rows"
 
     def _resolved(self, name: str, parameter: Parameter, levels: Sequence[Level]) -> Any:
         """The value, or cases by name; None where nothing is said anywhere."""
@@ -115,22 +111,19 @@ class Reader:
             yield {"match": to_glob(block.text("filter", None)), "value": value}
 
     def _value(self, data: Any, place: Place, parameter: Parameter) -> Any:
-        if parameter.flag:
-            return _each(data, place, _flag)
-        value = _each(data, place, _number)
+        if data == []:
+            raise RecipeError(f"{place}: an empty list; give one value, or several from the first layer to the last")
+        value = _each(data, place, _flag if parameter.flag else _number)
+        if isinstance(value, list) and all(each == value[0] for each in value):
+            value = value[0]
+        if parameter.knob == "max_iter" and isinstance(value, list):
+            raise RecipeError(f"{place}: mergekit stops where a whole number between two layers' is none; give one number")
         self.gradients |= isinstance(value, list) and value[0] != value[-1]
         return kept(value) if parameter.rest else value
 
 
 def _each(data: Any, place: Place, parse: Callable[[Any, Place], Any]) -> Any:
-    if not isinstance(data, list):
-        return parse(data, place)
-    if parse is _flag:
-        flags = {_flag(item, place / i) for i, item in enumerate(data)}
-        if len(flags) == 1:
-            return flags.pop()
-        raise RecipeError(f"{place}: true in some layers and false in others; give each run of layers a slice with its own value")
-    return [parse(item, place / i) for i, item in enumerate(data)]
+    return [parse(item, place / i) for i, item in enumerate(data)] if isinstance(data, list) else parse(data, place)
 
 
 def _flag(data: Any, place: Place) -> bool:

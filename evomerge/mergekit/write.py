@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evomerge.document import dump_yaml
 from evomerge.errors import RecipeError
+from evomerge.mergekit import along
 from evomerge.mergekit.parameters import OVER_MODELS, PARAMETERS, Parameter, kept, to_filter
 from evomerge.mergekit.tokenizer import to_block
-from evomerge.recipe import Cases, Curve, Recipe, Rule, Source, locate
+from evomerge.recipe import Cases, Curve, Recipe, Rule, Source, Steps, locate
 
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 # Methods in which a weight of 0 leaves a model out
@@ -47,9 +48,10 @@ class Region:
     shared: dict[str, Any]
     own: dict[str, dict[str, Any]]  # of each source
     layers: Mapping[str, tuple[int, int]] | None
+    base: str
 
     def sources(self, models: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        for name in [*self.own, *["base"] * (self.based and self.layers is not None)]:
+        for name in [*self.own, *[self.base] * (self.based and self.layers is not None)]:
             ranged = {} if self.layers is None else {"layer_range": list(self.layers[name])}
             parameters = {"parameters": self.own[name]} if self.own.get(name) else {}
             yield {"model": models[name], **ranged, **parameters}
@@ -69,17 +71,18 @@ class _Writer:
             if getattr(recipe, key, None) is not None:
                 self.reasons.append(f"`{key}`")
         regions = list(self._regions())
-        if self.reasons or len({(region.method, region.based) for region in regions}) > 1:
+        if self.reasons or len({region.method for region in regions}) > 1:
             self.reasons += ["slices of several methods: it has one for a whole model"] * (not self.reasons)
             return {}
+        based = all(region.based for region in regions)
         models = {name: self._model(name, source) for name, source in {"base": recipe.base, **recipe.sources}.items()}
-        base = {"base_model": models["base"]} if regions[0].based else {}
+        base = {"base_model": models["base"]} if based else {}
         if not recipe.slices:
             body: dict[str, Any] = {"models": list(regions[0].sources(models))}
             shared = regions[0].shared
         else:
             alike = all(region.shared == regions[0].shared for region in regions)
-            body = {"slices": [self._slice(region, models, alike) for region in regions]}
+            body = {"slices": [self._slice(region, models, alike, based) for region in regions]}
             shared = regions[0].shared if alike else {}
         self._say_what_differs(regions)
         parameters = {"parameters": shared} if shared else {}
@@ -87,9 +90,11 @@ class _Writer:
         chat = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
         return {"merge_method": regions[0].method, **base, **body, **parameters, **self._dtype(), **tokenizer, **chat}
 
-    def _slice(self, region: Region, models: Mapping[str, str], alike: bool) -> dict[str, Any]:
+    def _slice(self, region: Region, models: Mapping[str, str], alike: bool, based: bool) -> dict[str, Any]:
+        """`based` says that the base of the file is that of its slices, but for those that have their own."""
         own = {} if alike or not region.shared else {"parameters": region.shared}
-        return {"sources": list(region.sources(models)), **own}
+        base = {"base_model": models[region.base]} if region.based and not (based and region.base == "base") else {}
+        return {**base, "sources": list(region.sources(models)), **own}
 
     def _model(self, name: str, source: Source) -> str:
         adapter = getattr(source, "adapter", None)
@@ -142,6 +147,8 @@ class _Writer:
                 self.reasons.append(f"method {method}")
         if self.reasons:
             return None
+        if len(bases := {rule.base for rule, _ in asked}) > 1 or (layers is None and bases != {"base"}):
+            self.reasons.append("a base of a rule's own: it has one for the whole model, or for a slice")
         for rule, _ in asked:
             self._check_ours(rule)
         method, names = methods[0], list(dict.fromkeys(name for rule, _ in asked for name in rule.sources))
@@ -153,11 +160,11 @@ class _Writer:
             if parameter.idle:
                 continue
             if parameter.scope == "shared":
-                shared |= self._set(name, parameter, self._entries(asked, filters, parameter, None))
+                shared |= self._set(name, parameter, self._entries(asked, filters, name, parameter, None))
                 continue
             for source in names:
-                own[source] |= self._set(name, parameter, self._entries(asked, filters, parameter, source))
-        return Region(method, self._based(asked[0][0]), shared, own, layers)
+                own[source] |= self._set(name, parameter, self._entries(asked, filters, name, parameter, source))
+        return Region(method, self._based(asked[0][0]), shared, own, layers, asked[0][0].base)
 
     def _based(self, rule: Rule) -> bool:
         return rule.method not in OVER_MODELS and rule.knobs.get("between", "deltas") == "deltas"
@@ -186,6 +193,7 @@ class _Writer:
         self,
         asked: Sequence[Asked],
         filters: Sequence[str | None],
+        name: str,
         parameter: Parameter,
         source: str | None,
     ) -> Entries:
@@ -194,7 +202,7 @@ class _Writer:
             if source is not None and source not in rule.sources:
                 entries += [(filter_, 0.0)] if parameter.knob == "weight" else []
                 continue
-            knob = rule.knobs[parameter.knob]
+            knob = along.FLAGS[name](rule.knobs["along"]) if name in along.FLAGS else rule.knobs[parameter.knob]
             value = knob[source or ""] if isinstance(knob, Mapping) else knob
             if isinstance(value, Cases) and filter_ is not None:
                 self.reasons.append(f"cases by name within a rule for {rule.match!r}")
@@ -203,6 +211,10 @@ class _Writer:
         return entries
 
     def _value(self, value: Any, depths: list[float] | None, parameter: Parameter) -> Any:
+        if isinstance(value, Steps) and not any(isinstance(each, Steps | Cases) for each in value.values):
+            return _stepped(value, depths)
+        if isinstance(value, Steps | Cases):
+            self.reasons.append(f"{parameter.knob} by depth or name within steps or cases")
         if not isinstance(value, Curve):
             return value
         if len(value.points) > 1:
@@ -213,10 +225,6 @@ class _Writer:
 
     def _set(self, name: str, parameter: Parameter, entries: Entries) -> dict[str, Any]:
         """A parameter as mergekit takes it; left out where it is mergekit's own default."""
-        if name == "nuslerp_row_wise":
-            return {name: True} if entries[0][1] == "columns" else {}
-        if name == "nuslerp_flatten":
-            return {} if entries[0][1] == "tensor" else {name: False}
         default = 1.0 if parameter.knob == "scale" else parameter.default
         if all(value == entries[0][1] for _, value in entries):
             value = entries[0][1]
@@ -236,7 +244,18 @@ class _Writer:
         filters = [{"filter": name, "value": scale * before} for name in WRITERS]
         parameters["scale"] = [*filters, {"value": before}]
         self.notes.append(f"scale of a slice: written for tensors called {' and '.join(WRITERS)}")
-        return Region(region.method, region.based, region.shared, own, region.layers)
+        return replace(region, own=own)
+
+
+def _stepped(steps: Steps, depths: list[float] | None) -> Any:
+    """The values in turn; of a slice's layers, where the steps run over the whole stack."""
+    values = [steps.at(depth) for depth in depths] if depths else list(steps.values)
+    if all(value == values[0] for value in values):
+        return values[0]
+    last = len(values) - 1
+    if depths and any(int(i / last * last) < i for i in range(last)):  # mergekit's rounding would miss a layer's own step
+        return [values[0], *(value for value in values[1:] for _ in range(2))]
+    return values
 
 
 def _has_gradient(region: Region) -> bool:

@@ -8,7 +8,8 @@
         - {match: "*", method: linear, weight: 1.0}
 
 A number may be a list: control points of a curve over depth. `{rows: [..]}` gives a number to each of equal groups of rows.
-A list of `{match: PATTERN, value: NUMBER}` says a number by the name of the tensor: the first that matches.
+A list of `{match: PATTERN, value: NUMBER}` says a number by the name of the tensor: the first that matches. What is true or false
+may vary as well: `normalize: [true, false]` is true until the last layer. `base: sort` in a rule takes deltas from that model.
 
     slices:                                         # the layers of the merged model, any of any model in any order
       - {source: sort, layers: [0, 4]}              # a copy of layers 0 to 3
@@ -35,7 +36,7 @@ from evomerge.recipe.blocks import (
     read_tokenizer,
     slice_data,
 )
-from evomerge.recipe.dials import COUNTS, DIALS, INCLUDES_BASE, METHOD_KNOBS, OWN_DIALS, SYNONYMS, Dial, dial_of
+from evomerge.recipe.dials import COUNTS, DIALS, INCLUDES_BASE, METHOD_KNOBS, OWN_DIALS, SYNONYMS, WITHOUT_BASE, Dial, dial_of
 from evomerge.recipe.parts import (
     AUTO,
     DTYPES,
@@ -51,6 +52,7 @@ from evomerge.recipe.parts import (
     Rule,
     Slice,
     Source,
+    Steps,
     Tokenizer,
     TokenRow,
     locate,
@@ -69,6 +71,7 @@ __all__ = [
     "OWN_DIALS",
     "ROPE_TYPES",
     "SYNONYMS",
+    "WITHOUT_BASE",
     "Cases",
     "Context",
     "Curve",
@@ -80,6 +83,7 @@ __all__ = [
     "Rule",
     "Slice",
     "Source",
+    "Steps",
     "TokenRow",
     "Tokenizer",
     "dial_of",

@@ -12,7 +12,10 @@ Kind = Literal["number", "count", "flag", "word"]
 
 @dataclass(frozen=True)
 class Dial:
-    """What values a knob takes; `per_source` knobs have one for every source of the rule, `whole` ones no rows."""
+    """What values a knob takes; `per_source` knobs have one for every source of the rule, `whole` ones no rows.
+
+    Every number may vary by depth and by name; what is no number where it `varies`.
+    """
 
     kind: Kind
     per_source: bool = False
@@ -20,6 +23,7 @@ class Dial:
     high: float = 1e6
     words: tuple[str, ...] = ()
     whole: bool = False  # one number for a whole tensor
+    varies: bool = False
 
 
 DIALS: dict[str, Dial] = {
@@ -36,13 +40,13 @@ DIALS: dict[str, Dial] = {
     "alpha": Dial("number", low=0.0, whole=True),  # and at most
     "clip_norm": Dial("number", low=0.0, whole=True),  # the longest that a client's delta stays
     "tol": Dial("number", low=0.0, whole=True),
-    "max_iter": Dial("count", low=1),
-    "normalize": Dial("flag"),
-    "rescale": Dial("flag"),
-    "filter_wise": Dial("flag"),
-    "clip": Dial("flag"),
+    "max_iter": Dial("count", low=1, varies=True),
+    "normalize": Dial("flag", varies=True),
+    "rescale": Dial("flag", varies=True),
+    "filter_wise": Dial("flag", varies=True),
+    "clip": Dial("flag", varies=True),
     "between": Dial("word", words=("models", "deltas")),
-    "along": Dial("word", words=("tensor", "rows", "columns")),  # what one vector is
+    "along": Dial("word", words=("tensor", "rows", "columns"), varies=True),  # what one vector is
     "variant": Dial("word", words=("mergekit", "paper")),
 }
 
@@ -113,6 +117,10 @@ COUNTS = {
 
 # Methods over whole models, where the base may stand among the sources
 INCLUDES_BASE = ("linear", "passthrough", "nuslerp", "multislerp", "karcher", "fisher", "regmean")
+
+
+# And those that read nothing of it unless it does
+WITHOUT_BASE = ("linear", "passthrough", "fisher", "regmean")
 
 
 SYNONYMS = {"density": "drop_rate", "drop_rate": "density"}

@@ -39,19 +39,39 @@ def _interpolate(points: tuple[float, ...], depth: float) -> float:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """True or false, or a word, along the depth of the model: the values in turn, the last one from the last layer on."""
+
+    values: tuple[Choice, ...]
+
+    def at(self, depth: float) -> Choice:
+        """The value at `depth` in [0, 1]; rounded as mergekit does it."""
+        return self.values[int(depth * (len(self.values) - 1))]
+
+    def to_data(self) -> list[Any]:
+        return [plain(value) for value in self.values]
+
+
+@dataclass(frozen=True)
 class Cases:
-    """A number, or true or false, by the name of a tensor: that of the first pattern that matches."""
+    """A number, true or false, or a word by the name of a tensor: that of the first pattern that matches."""
 
-    cases: tuple[tuple[str, Curve | bool], ...]
+    cases: tuple[tuple[str, Curve | Choice], ...]
 
-    def of(self, name: str) -> Curve | bool | None:
+    def of(self, name: str) -> Curve | Choice | None:
         return next((value for match, value in self.cases if fnmatch.fnmatchcase(name, match)), None)
 
     def to_data(self) -> list[Any]:
-        return [{"match": match, "value": value.to_data() if isinstance(value, Curve) else value} for match, value in self.cases]
+        return [{"match": match, "value": plain(value)} for match, value in self.cases]
 
 
-Knob = Curve | Cases | bool | int | str | Mapping[str, Curve | Cases]
+Choice = bool | int | str | Steps | Cases  # what is not between two values: steps and cases may lie within one another
+Knob = Curve | Choice | Mapping[str, Curve | Cases]
+
+
+def plain(value: Curve | Choice) -> Any:
+    """A value of a knob as it stands in a file."""
+    return value.to_data() if isinstance(value, Curve | Steps | Cases) else value
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,7 @@ class Rule:
     method: str
     sources: tuple[str, ...]
     knobs: Mapping[str, Knob] = field(hash=False)  # every knob of the method, defaults filled in
+    base: str = "base"  # what deltas are taken from: another model than the recipe's base, where it is one
 
     def matches(self, name: str) -> bool:
         return fnmatch.fnmatchcase(name, self.match)

@@ -7,23 +7,31 @@ from typing import Any
 
 from evomerge.document import REQUIRED, Block, Place, nearest, number
 from evomerge.errors import RecipeError
-from evomerge.recipe.dials import COUNTS, DIALS, INCLUDES_BASE, METHOD_KNOBS, SYNONYMS, Dial, dial_of
-from evomerge.recipe.parts import Cases, Curve, Knob, Rule
+from evomerge.recipe.dials import COUNTS, DIALS, INCLUDES_BASE, METHOD_KNOBS, SYNONYMS, WITHOUT_BASE, Dial, dial_of
+from evomerge.recipe.parts import Cases, Choice, Curve, Knob, Rule, Steps, plain
 
 
 def read_rule(data: object, place: Place, sources: tuple[str, ...]) -> Rule:
-    block = Block(data, place, ["match", "method", "sources", *DIALS])
+    block = Block(data, place, ["match", "method", "sources", "base", *DIALS])
     method = block.text("method", among=tuple(METHOD_KNOBS))
     taken = METHOD_KNOBS[method]
     for knob in block.data:
         if knob in DIALS and knob not in taken:
             _refuse_knob(knob, method, place)
-    names = tuple(block.sequence("sources", list(_named(block, sources))))
-    _check_sources(names, method, sources, place)
+    base: str = block.text("base", "base", among=("base", *sources))
+    names = tuple(block.sequence("sources", _named(block, sources, base)))
+    _check_sources(names, method, sources, base, place)
     knobs = {knob: _knob(block, knob, default, method, names) for knob, default in taken.items()}
-    if knobs.get("between") == "deltas" and "base" in names:
+    _check_base(base, method, names, knobs, place)
+    return Rule(block.text("match"), method, names, knobs, base)
+
+
+def _check_base(base: str, method: str, names: tuple[str, ...], knobs: Mapping[str, Knob], place: Place) -> None:
+    """Only what is merged between deltas has a base, which is then none of its sources."""
+    if knobs.get("between") == "deltas" and base in names:
         raise RecipeError(f"{place}: between deltas there is nothing of the base's; take it out of the sources")
-    return Rule(block.text("match"), method, names, knobs)
+    if base != "base" and (method in WITHOUT_BASE or knobs.get("between") == "models"):
+        raise RecipeError(f"{place / 'base'}: {method} is between whole models here and takes deltas from none; leave it out")
 
 
 def _refuse_knob(knob: str, method: str, place: Place) -> None:
@@ -36,14 +44,15 @@ def _refuse_knob(knob: str, method: str, place: Place) -> None:
     raise RecipeError(f"{place}: {method} takes no {knob!r}{nearest(knob, tuple(taken))}")
 
 
-def _named(block: Block, sources: tuple[str, ...]) -> tuple[str, ...]:
+def _named(block: Block, sources: tuple[str, ...], base: str) -> list[str]:
     """The sources of a rule that does not list them: all, and the base where a weight names it."""
     weight = block.get("weight", None)
-    return ("base", *sources) if isinstance(weight, Mapping) and "base" in weight else sources
+    named = ("base", *sources) if isinstance(weight, Mapping) and "base" in weight else sources
+    return [name for name in named if base == "base" or name != base]
 
 
-def _check_sources(names: tuple[str, ...], method: str, sources: tuple[str, ...], place: Place) -> None:
-    known = ("base", *sources) if method in INCLUDES_BASE else sources
+def _check_sources(names: tuple[str, ...], method: str, sources: tuple[str, ...], base: str, place: Place) -> None:
+    known = tuple(name for name in ("base", *sources) if method in INCLUDES_BASE or name != base)
     for name in names:
         if name not in known:
             raise RecipeError(f"{place / 'sources'}: {name!r} is not a source of {method} here{nearest(str(name), known)}")
@@ -59,14 +68,8 @@ def _check_sources(names: tuple[str, ...], method: str, sources: tuple[str, ...]
 
 def _knob(block: Block, knob: str, default: Any, method: str, names: tuple[str, ...]) -> Knob:
     dial, place = dial_of(method, knob), block.place / knob
-    if dial.kind == "flag":
-        if isinstance(block.get(knob, default), list):
-            return _cases(block.sequence(knob), place, default, _flag)
-        return bool(block.flag(knob, default))
-    if dial.kind == "count":
-        return int(block.integer(knob, default, low=int(dial.low)))
-    if dial.kind == "word":
-        return str(block.text(knob, default, among=dial.words))
+    if dial.kind != "number":
+        return _choice(block, knob, default, dial) if dial.varies else _one(block, knob, default, dial)
     value = block.get(knob, None if default is REQUIRED else default)
     if value is None:
         raise RecipeError(f"{block.place}: {method} needs {knob!r}: a number{', or one for each source' * dial.per_source}")
@@ -84,20 +87,33 @@ def _knob(block: Block, knob: str, default: Any, method: str, names: tuple[str, 
 
 def _number(data: Any, place: Place, dial: Dial, default: Any) -> Curve | Cases:
     if isinstance(data, list) and any(isinstance(item, Mapping) for item in data):
-        return _cases(data, place, default, lambda value, where: _curve(value, where, dial))
+        return _cases(data, place, default, lambda block: _curve(block.get("value"), block.place / "value", dial))
     return _curve(data, place, dial)
 
 
-def _flag(data: Any, place: Place) -> bool:
-    return bool(Block({"value": data}, place, ["value"]).flag("value"))
+def _choice(block: Block, key: str, default: Any, dial: Dial) -> Choice:
+    """One value, steps over depth, or cases by name; each step and case may be any of these again."""
+    data, place = block.get(key, default), block.place / key
+    if isinstance(data, list) and any(isinstance(item, Mapping) for item in data):
+        return _cases(data, place, default, lambda block: _choice(block, "value", default, dial))
+    if not isinstance(data, list) or not data or dial.kind == "count":
+        return _one(block, key, default, dial)
+    blocks = [Block({"value": item}, place / i, ["value"]) for i, item in enumerate(data)]
+    return Steps(tuple(_choice(block, "value", default, dial) for block in blocks))
 
 
-def _cases(data: list[Any], place: Place, default: Any, parse: Callable[[Any, Place], Curve | bool]) -> Cases:
+def _one(block: Block, key: str, default: Any, dial: Dial) -> bool | int | str:
+    if dial.kind == "count":
+        return int(block.integer(key, default, low=int(dial.low)))
+    return bool(block.flag(key, default)) if dial.kind == "flag" else str(block.text(key, default, among=dial.words))
+
+
+def _cases(data: list[Any], place: Place, default: Any, parse: Callable[[Block], Curve | Choice]) -> Cases:
     """`[{match: PATTERN, value: ..}, .., {value: ..}]`; where none matches, the method's own default holds."""
     blocks = [Block(item, place / i, ["match", "value"]) for i, item in enumerate(data)]
-    cases = [(block.text("match", "*"), parse(block.get("value"), block.place / "value")) for block in blocks]
+    cases = [(block.text("match", "*"), parse(block)) for block in blocks]
     if default is not REQUIRED and cases[-1][0] != "*":
-        cases.append(("*", parse(default, place)))
+        cases.append(("*", parse(Block({"value": default}, place, ["value"]))))
     return Cases(tuple(cases))
 
 
@@ -118,8 +134,8 @@ def _points(data: Any, place: Place, dial: Dial) -> tuple[float, ...]:
 
 def rule_data(rule: Rule) -> dict[str, Any]:
     knobs = {
-        name: {source: curve.to_data() for source, curve in knob.items()} if isinstance(knob, Mapping)
-        else knob.to_data() if isinstance(knob, Curve | Cases) else knob
+        name: {source: plain(value) for source, value in knob.items()} if isinstance(knob, Mapping) else plain(knob)
         for name, knob in rule.knobs.items()
-    }  # fmt: skip
-    return {"match": rule.match, "method": rule.method, "sources": list(rule.sources), **knobs}
+    }
+    base = {"base": rule.base} if rule.base != "base" else {}
+    return {"match": rule.match, "method": rule.method, "sources": list(rule.sources), **base, **knobs}

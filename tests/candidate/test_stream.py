@@ -11,7 +11,9 @@ from evomerge import kernels
 from evomerge.candidate import stream
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.stream import Sources, materialize
+from evomerge.document import Place
 from evomerge.errors import CheckpointError, RecipeError
+from evomerge.recipe import Recipe
 from tests.candidate.conftest import Make
 
 RULES = {
@@ -50,6 +52,37 @@ def test_a_curve_moves_from_the_base_to_a_source(make, family):
 
     torch.testing.assert_close(found["model.embed_tokens.weight"], base["model.embed_tokens.weight"], rtol=0, atol=0)
     torch.testing.assert_close(found["lm_head.weight"], math["lm_head.weight"], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("name", ["task_arithmetic", "ties", "ties of the paper", "sce", "fedavg"])
+def test_a_rule_with_a_base_of_its_own_merges_as_if_the_recipe_had_that_base(family, name, resident):
+    def of(base, sources, rule):
+        return Recipe.from_data({"base": base, "sources": sources, "rules": [{"match": "*", **rule}]}, Place("test"), family)
+
+    rule = {"density": 0.4} if name.startswith("ties") else {"weight": 0.7} if name == "task_arithmetic" else {}
+    rule |= {"method": name.split()[0], **({"clip_norm": 1.0} if name == "fedavg" else {})}
+    rule |= {"variant": "paper"} if name == "ties of the paper" else {}
+    swapped = of("math", {"other": "base", "code": "code"}, rule)
+    given = of("base", {"math": "math", "code": "code"}, {**rule, "base": "math", "sources": ["base", "code"]})
+    usual = of("base", {"math": "math", "code": "code"}, rule)
+    sources = Sources(resident=resident)
+
+    first, found, expected = (merged(each, sources) for each in (usual, given, swapped))
+
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert not all(torch.equal(tensor, first[name]) for name, tensor in found.items())
+
+
+def test_true_and_false_change_at_their_layer(make):
+    weight = {"math": 0.5, "code": 0.3}
+    found, plain, normal = (
+        merged(make(method="linear", weight=weight, normalize=given)) for given in ([False, True], False, True)
+    )
+
+    for name, tensor in found.items():
+        last = ".layers.1." in name or "embed" not in name and ".layers." not in name
+        assert torch.equal(tensor, (normal if last else plain)[name]), name
 
 
 def test_rows_merge_halves_of_a_tensor_differently(make, family):

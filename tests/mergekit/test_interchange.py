@@ -8,7 +8,7 @@ from evomerge.document import Place, dump_yaml, parse_yaml
 from evomerge.errors import DocumentError, RecipeError
 from evomerge.mergekit import convert, expressed, from_genome, from_mergekit, read_recipe, to_mergekit
 from evomerge.mergekit.parameters import PARAMETERS, to_filter, to_glob
-from evomerge.recipe import METHOD_KNOBS, Cases, Curve, Recipe
+from evomerge.recipe import METHOD_KNOBS, Cases, Curve, Recipe, Steps
 from evomerge.space import Space
 
 TIES = """
@@ -130,6 +130,38 @@ def test_a_flag_that_is_the_same_in_every_layer_is_that_flag(root):
     assert recipe.rules[0].knobs["normalize"] is False
 
 
+def test_a_flag_that_changes_with_depth_is_steps(root):
+    text = TIES.replace("int8_mask: yes", "normalize: [yes, 'False', 1], rescale: [{{filter: mlp, value: [off, on]}}]")
+    recipe, notes = read(text, root)
+
+    assert recipe.rules[0].knobs["normalize"] == Steps((True, False, True))
+    assert recipe.rules[0].knobs["rescale"] == Cases((("*mlp*", Steps((False, True))), ("*", False)))
+    assert any(note.startswith("gradients: final norm and lm_head") for note in notes)
+    again = parse_yaml(to_mergekit(recipe), "again")["parameters"]
+    assert again["normalize"] == [True, False, True]
+    assert again["rescale"] == [{"filter": "mlp", "value": [False, True]}, {"value": False}]
+
+
+def test_a_base_of_a_slice_is_the_base_of_its_rule(root):
+    part = "{{model: {root}/MODEL, layer_range: [0, 4]}}"
+    sources = ", ".join(part.replace("MODEL", name) for name in ("base", "math", "code"))
+    text = f"""
+    merge_method: task_arithmetic
+    base_model: {{root}}/base
+    slices: [{{{{sources: [{sources}]}}}}, {{{{base_model: {{root}}/code, sources: [{sources}]}}}}]
+    parameters: {{{{weight: 0.5}}}}
+    """
+    recipe, _ = read(text, root)
+
+    first, second = (part.rules[0] for part in recipe.slices)
+    assert (first.base, first.sources) == ("base", ("math", "code"))
+    assert (second.base, second.sources) == ("code", ("base", "math"))
+    written = parse_yaml(to_mergekit(recipe), "w")
+    assert [part.get("base_model") for part in written["slices"]] == [None, f"{root}/code"]
+    with pytest.raises(RecipeError, match="base_model: it is none of the slice's sources"):
+        read(text.replace("base_model: {root}/code", "base_model: {root}/lora"), root)
+
+
 @pytest.mark.parametrize(
     "rest", ["", "chat_template: auto", 'chat_template: "{{% for m in messages %}}{{{{ m }}}}{{% endfor %}}"']
 )
@@ -177,10 +209,7 @@ def test_filters_are_patterns_for_parts_of_names(text):
         (("weight: 0.4, ", ""), "ties needs 'weight' for every model but the base"),
         (("dtype: bfloat16", "chat_template: chatml"), "chat_template: 'chatml' is a file of mergekit's own; write the template"),
         (("dtype: bfloat16", "chat_template: nice"), "chat_template: 'nice' is no template; write its Jinja, or auto"),
-        (
-            ("int8_mask: yes", "normalize: [yes, no]"),
-            "normalize: true in some layers and false in others; give each run of layers",
-        ),
+        (("value: 0.7", "value: []"), "weight[1].value: an empty list"),
         (("int8_mask: yes", "normalize: [yes, 3]"), "normalize[1]: expected true or false, found"),
     ],
 )
@@ -223,6 +252,29 @@ def test_curves_over_a_whole_stack_become_gradients_of_its_slices():
     assert [source["layer_range"] for source in data["slices"][1]["sources"]] == [[0, 3], [1, 4]]
 
 
+@pytest.mark.parametrize("count", [3, 4, 50])  # 1 / 49 * 49 is less than 1
+def test_steps_over_a_whole_stack_keep_their_layers_in_slices(count):
+    """mergekit takes value int(t * (values - 1)) at layer t = i / (layers - 1)."""
+    rule = {"match": "*", "method": "model_stock", "filter_wise": [False, True, False, True, True]}
+    slices = [{"layers": [0, count]}, {"layers": [0, 1]}, {"layers": [0, count]}]
+    given = recipe(rules=[rule], slices=slices)
+    steps = given.rules[0].knobs["filter_wise"]
+
+    written = parse_yaml(to_mergekit(given), "w")["slices"]
+    of_slice = [part.get("parameters", {}).get("filter_wise", False) for part in written]
+
+    def theirs(values, i, layers):
+        t = i / (layers - 1) if layers > 1 else 1
+        return values[int(t * (len(values) - 1))] if isinstance(values, list) else values
+
+    found = [
+        theirs(values, i, part["layers"][1])
+        for values, part in zip(of_slice, slices, strict=True)
+        for i in range(part["layers"][1])
+    ]
+    assert found == [steps.at(layer / (2 * count)) for layer in range(2 * count + 1)]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -234,6 +286,15 @@ def test_curves_over_a_whole_stack_become_gradients_of_its_slices():
         ({"rules": [{"match": "*a*b*", "method": "sce"}, {"match": "*", "method": "sce"}]}, "the pattern '*a*b*'"),
         ({"rules": [{"match": "*a*", "method": "sce"}, {"match": "*", "method": "ram"}]}, "rules of several methods (sce, ram)"),
         ({"slices": [{"layers": [0, 2], "scale": 0.5}]}, "slices[0].scale"),
+        ({"rules": [{"match": "*", "method": "ties", "density": 0.5, "base": "m"}]}, "a base of a rule's own"),
+        (
+            {
+                "rules": [
+                    {"match": "*", "method": "ties", "density": 0.5, "normalize": [[{"match": "*a*", "value": True}], False]}
+                ]
+            },
+            "normalize by depth or name within steps or cases",
+        ),
         ({"rules": [{"match": "*", "method": "karcher", "weight": {"m": 1, "c": 2}}]}, "karcher with unequal weights"),
     ],
 )

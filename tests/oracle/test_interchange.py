@@ -42,16 +42,17 @@ def listed(models, own, **rest):
 
 
 def sliced(models, *parts, **rest):
-    """Each part: its parameters, and of each model the layers and their parameters."""
+    """Each part: perhaps a base of its own, its parameters or None, and of each model the layers and their parameters."""
     slices = [
         {
+            **({"base_model": str(models / part[0])} if isinstance(part[0], str) else {}),
             "sources": [
                 {"model": str(models / name), "layer_range": list(layers), **({"parameters": own} if own else {})}
-                for name, (layers, own) in sources.items()
+                for name, (layers, own) in part[-1].items()
             ],
-            **({"parameters": parameters} if parameters else {}),
+            **({"parameters": part[-2]} if isinstance(part[-2], dict) else {}),
         }
-        for parameters, sources in parts
+        for part in parts
     ]
     return {"slices": slices, "dtype": "float64", **rest}
 
@@ -111,10 +112,34 @@ def cases(models):
         models, ties, merge_method="ties", **base,
         parameters={"weight": 0.5, "normalize": [{"filter": "mlp", "value": True}, {"value": False}], "lambda": 0.7},
     )  # fmt: skip
+    by_layer = [
+        {"filter": "mlp", "value": [True, False, True, False]},
+        {"filter": "q_proj", "value": False},
+        {"value": [True, False]},
+    ]
+    yield (
+        "ties",
+        listed(
+            models, ties, merge_method="ties", **base, parameters={"weight": 0.5, "normalize": by_layer, "rescale": [False, True]}
+        ),
+    )
     crumbs = {"math": {"weight": 0.5, "density": [0.9, 0.3], "gamma": 0.05}, "code": {"weight": 0.7, "density": 0.5}}
     for method in ("breadcrumbs", "breadcrumbs_ties"):
         yield method, listed(models, crumbs, merge_method=method, **base, parameters={"normalize": True})
     yield "model_stock", listed(models, both, merge_method="model_stock", **base, parameters={"filter_wise": True})
+    yield "model_stock", listed(models, both, merge_method="model_stock", **base, parameters={"filter_wise": by_layer})
+    vectors = {
+        "nuslerp_flatten": by_layer,
+        "nuslerp_row_wise": [{"filter": "mlp.up", "value": True}, {"value": [False, True, True]}],
+    }
+    yield "nuslerp", listed(models, weight, merge_method="nuslerp", parameters=vectors)
+    yield (
+        "nuslerp",
+        listed(models, weight, merge_method="nuslerp", **base, parameters={**vectors, "nuslerp_flatten": [True, False, False]}),
+    )
+    yield "multislerp", listed(models, weight, merge_method="multislerp", parameters={"normalize_weights": [False, True]})
+    turns = [{"filter": "mlp", "value": 1}, {"value": [3, 3]}]
+    yield "karcher", listed(models, both, merge_method="karcher", parameters={"max_iter": turns, "tol": 1e-12})
     yield "sce", listed(models, both, merge_method="sce", **base, parameters={"select_topk": [0.2, 0.9]})
     yield "nearswap", listed(models, {"math": {}}, merge_method="nearswap", **base, parameters={"t": [0.001, 0.02]})
     yield "arcee_fusion", listed(models, {"math": {}}, merge_method="arcee_fusion", **base)
@@ -161,6 +186,23 @@ def slice_cases(models):
         models, ({"t": [0.1, 0.9]}, {"base": ((0, 2), None), "deep": ((2, 4), None)}),
         ({"t": 0.5}, {"deep": ((0, 1), None), "base": ((3, 4), None)}),
         merge_method="slerp", **base,
+    )  # fmt: skip
+    both = {"base": ((0, 2), {"weight": 0.3}), "math": ((1, 3), up), "code": ((2, 4), {"weight": 0.4})}
+    yield "slices with bases of their own", sliced(
+        models, (None, both), ("code", {"density": [0.2, 0.9]}, both), ("math", {"normalize": [True, False]}, both),
+        merge_method="ties", **base, parameters={"density": 0.5},
+    )  # fmt: skip
+    yield "a base for one slice and none for the file", sliced(
+        models, ("math", None, both), merge_method="breadcrumbs", parameters={"density": 0.5}
+    )  # fmt: skip
+    yield "vectors between deltas in one slice, between models in the other", sliced(
+        models, ("base", None, both), (None, {name: both[name] for name in ("math", "code")}), merge_method="nuslerp",
+    )  # fmt: skip
+    yield "linear, for which a base is nothing", sliced(models, ("math", None, both), ("deep", None, both), merge_method="linear")
+    yield "true and false in a slice of three layers and in one of one", sliced(
+        models, ({"normalize": [False, True]}, {"base": ((0, 3), None), "math": ((0, 3), up), "code": ((0, 3), {"weight": 0.5})}),
+        ({"normalize": [False, True]}, {"base": ((3, 4), None), "math": ((3, 4), up), "code": ((3, 4), {"weight": 0.5})}),
+        merge_method="task_arithmetic", **base,
     )  # fmt: skip
     yield "a filter by number looks at each model's own names", sliced(
         models,
