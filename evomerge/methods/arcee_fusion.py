@@ -5,7 +5,6 @@ importance = |δ| · KL(softmax of the source's row ‖ softmax of the base's ro
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from evomerge.masks import Marks
 from evomerge.methods.combine import combine
 from evomerge.methods.inputs import Inputs
 from evomerge.methods.knobs import Knobs
+from evomerge.methods.ranked import ranked
 
 EPSILON = 1e-8  # added to every probability
 PIECE = 1 << 18  # elements at a time, at least a row
@@ -49,5 +49,5 @@ def _outstanding(importance: Tensor) -> Tensor:
     if not len(importance):
         return importance.bool()
     places = [int(q * (len(importance) - 1)) for q in (0.25, 0.5, 0.75)]
-    first, median, third = np.partition(importance.cpu().numpy(), places)[places].tolist()
+    first, median, third = ranked(importance, places)
     return importance.ge(median + 1.5 * (third - first))

@@ -109,8 +109,8 @@ for method in methods:
         print(method, count, peak)
 going = False
 """
-# They decompose tensors or solve rows in float64; arcee_fusion wants an importance for every element, twice
-MORE = ("tsvm", "iso_c", "regmean", "fisher", "arcee_fusion")
+# They decompose tensors or solve rows in float64
+MORE = ("tsvm", "iso_c", "regmean", "fisher")
 
 
 def test_no_method_needs_more_than_its_sources_and_two_tensors(tmp_path):
