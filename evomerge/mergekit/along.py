@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from evomerge.recipe import Cases, Steps
 
 
 def word(flatten: Any, row_wise: Any) -> Any:
-    """Our word, for flags that may vary by depth and name; mergekit's rows are our columns: it names the axis that is summed over."""
+    """Our word for two flags, which may vary by depth and name; its rows are our columns: it names the axis summed over."""
     return _instead(flatten, "tensor", _instead(row_wise, "columns", "rows"))
 
 
@@ -53,4 +53,4 @@ def _cases(cases: list[tuple[str, Any]]) -> Any:
     return cases[0][1] if all(value == cases[0][1] for _, value in cases) else Cases(tuple(cases))
 
 
-FLAGS = {"nuslerp_flatten": _flatten, "nuslerp_row_wise": lambda value: _row_wise(value) or False}
+FLAGS: dict[str, Callable[[Any], Any]] = {"nuslerp_flatten": _flatten, "nuslerp_row_wise": lambda v: _row_wise(v) or False}

@@ -23,7 +23,8 @@ def ranked(values: Tensor, places: Sequence[int]) -> list[float]:
     for shift in range(bits - DIGIT, -1, -DIGIT):
         first = shift == bits - DIGIT
         counts = {prefix: torch.zeros(1 << DIGIT, dtype=torch.int64, device=values.device) for prefix in known}
-        for keys in map(_ordered, values.split(PIECE)):
+        for start in range(0, len(values), PIECE):
+            keys = _ordered(values[start : start + PIECE])
             for prefix, counted in counts.items():
                 alike = keys if first else keys[keys >> (shift + DIGIT) == prefix]
                 counted += torch.bincount(_digits(alike, shift, first), minlength=1 << DIGIT)

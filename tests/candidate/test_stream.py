@@ -81,7 +81,7 @@ def test_true_and_false_change_at_their_layer(make):
     )
 
     for name, tensor in found.items():
-        last = ".layers.1." in name or "embed" not in name and ".layers." not in name
+        last = ".layers.1." in name or ("embed" not in name and ".layers." not in name)
         assert torch.equal(tensor, (normal if last else plain)[name]), name
 
 
