@@ -181,7 +181,7 @@ namespace {
 template <class C>
 struct Block {
     alignas(64) C base[BLOCK], votes[MOST][BLOCK], merged[BLOCK];
-    alignas(64) C factor[BLOCK];
+    alignas(64) C factor[BLOCK], sign[BLOCK], divisor[BLOCK];
     alignas(64) float uniform[BLOCK], staged[BLOCK];
 };
 
@@ -236,17 +236,18 @@ void spare(const Rank *__restrict ranks, const void *chances, int count, const f
     }
 }
 
-// What is kept of one delta, zero elsewhere, times `voice`.
-template <class C>
+// What is kept of one delta, zero elsewhere, times `voice`; to be added to what is there, if asked.
+template <bool ADD, class C>
 void vote(const Job &job, int k, int64_t start, int count, C voice, Block<C> &block, C *__restrict votes) {
     const auto every = [&](auto &&kept) {
         const void *source = job.sources[k];
         const int32_t kind = job.source_kinds[k];
         const C *__restrict base = block.base;
+        const auto put = [=](int i, C x) { votes[i] = ADD ? votes[i] + x : x; };
         if (job.subtract)
-            read<C>(source, kind, start, count, block.staged, [=](int i, C x) { votes[i] = kept(i, x - base[i]) * voice; });
+            read<C>(source, kind, start, count, block.staged, [=](int i, C x) { put(i, kept(i, x - base[i]) * voice); });
         else
-            read<C>(source, kind, start, count, block.staged, [=](int i, C x) { votes[i] = kept(i, x) * voice; });
+            read<C>(source, kind, start, count, block.staged, [=](int i, C x) { put(i, kept(i, x) * voice); });
     };
     const float limit = job.limit[k];
     const int before = int(start % 4);  // random numbers come four at a time
@@ -272,54 +273,115 @@ void vote(const Job &job, int k, int64_t start, int count, C voice, Block<C> &bl
     }
 }
 
-// The sum of K votes at one position, one after the other.
-template <int K, class C>
-inline C sum(const C (&votes)[MOST][BLOCK], int i) {
-    C total = votes[0][i];
-    for (int k = 1; k < K; ++k) total += votes[k][i];
-    return total;
+constexpr double NOTHING = -0.0;  // what changes nothing it is added to
+
+// Σ of the votes, one source after the other, none of them kept.
+template <class C>
+void add(const Job &job, int64_t start, int count, Block<C> &block) {
+    for (int i = 0; i < count; ++i) block.merged[i] = C(NOTHING);
+    for (int k = 0; k < job.count; ++k) vote<true>(job, k, start, count, C(job.voice[k]), block, block.merged);
 }
 
-template <int K, class C>
-void add(const Job &, int count, Block<C> &block) {
-    for (int i = 0; i < count; ++i) block.merged[i] = sum<K>(block.votes, i);
-}
+// Σ of what has the elected sign at one position: TIES, steps 2 and 3 (Yadav et al. 2023).
+template <bool NORMALIZE, class C>
+struct Poll {
+    C agreed = C(NOTHING), divisor = C(NOTHING);
 
-// Σ of what has the elected sign: TIES, steps 2 and 3 (Yadav et al. 2023).
-template <int K, bool NORMALIZE, class C>
-void elect(const Job &job, int count, Block<C> &block) {
-    C factor[K], part[K];  // of a share in the sum, of a vote in the divisor
-    for (int k = 0; k < K; ++k) {
-        factor[k] = job.weighted ? C(1) : C(job.weight[k]);
-        part[k] = job.weighted ? C(job.weight[k]) : C(1);
+    inline void count(C vote, C sign, C factor, C part) {
+        const C share = vote * sign < 0 ? C(0) : vote * sign;  // a NaN stays one
+        agreed += share * factor;
+        if (NORMALIZE) divisor += (share > 0 ? C(1) : C(0)) * part;
     }
-    const C scale = C(job.scale), least = job.tie > 0 ? C(0) : std::numeric_limits<C>::denorm_min();
-    for (int i = 0; i < count; ++i) {
-        const C sign = sum<K>(block.votes, i) >= least ? C(1) : C(-1);
-        C agreed = C(-0.0), divisor = C(-0.0);  // what changes nothing it is added to
-        for (int k = 0; k < K; ++k) {
-            const C vote = block.votes[k][i] * sign, share = vote < 0 ? C(0) : vote;  // a NaN stays one
-            agreed += share * factor[k];
-            if (NORMALIZE) divisor += (share > 0 ? C(1) : C(0)) * part[k];
+    inline C result(C sign, C scale) const {
+        C total = agreed * sign;
+        if (NORMALIZE) total /= divisor == 0 ? C(1) : divisor;
+        return total * scale;
+    }
+};
+
+// What an election multiplies by: `factor` a share in the sum, `part` a vote in the divisor.
+template <class C>
+struct Terms {
+    C factor[MOST], part[MOST], scale, least;
+
+    explicit Terms(const Job &job) : scale(C(job.scale)), least(job.tie > 0 ? C(0) : std::numeric_limits<C>::denorm_min()) {
+        for (int k = 0; k < job.count; ++k) {
+            factor[k] = job.weighted ? C(1) : C(job.weight[k]);
+            part[k] = job.weighted ? C(job.weight[k]) : C(1);
         }
-        agreed *= sign;
-        if (NORMALIZE) agreed /= divisor == 0 ? C(1) : divisor;
-        block.merged[i] = agreed * scale;
+    }
+    inline C sign(C sum) const { return sum >= least ? C(1) : C(-1); }
+};
+
+// Of K sources, all votes of a position in registers; compilers give that up at five or more.
+template <int K, bool NORMALIZE, class C>
+void elect_few(const Job &job, int count, Block<C> &block) {
+    const Terms<C> terms(job);
+    for (int i = 0; i < count; ++i) {
+        C sum = block.votes[0][i];
+        for (int k = 1; k < K; ++k) sum += block.votes[k][i];
+        const C sign = terms.sign(sum);
+        Poll<NORMALIZE, C> poll;
+        for (int k = 0; k < K; ++k) poll.count(block.votes[k][i], sign, terms.factor[k], terms.part[k]);
+        block.merged[i] = poll.result(sign, terms.scale);
     }
 }
 
-template <int K, class C>
-void blend(const Job &job, int count, Block<C> &block) {
-    if (job.count > K) return blend<K == MOST ? K : K + 1>(job, count, block);
-    if (!job.elect) return add<K>(job, count, block);
-    return job.normalize ? elect<K, true>(job, count, block) : elect<K, false>(job, count, block);
+// Of any number of sources, one after the other.
+template <bool NORMALIZE, class C>
+void elect_many(const Job &job, int count, Block<C> &block) {
+    const Terms<C> terms(job);
+    C *__restrict sign = block.sign, *__restrict agreed = block.merged, *__restrict divisor = block.divisor;
+    for (int i = 0; i < count; ++i) sign[i] = block.votes[0][i], agreed[i] = divisor[i] = C(NOTHING);
+    for (int k = 1; k < job.count; ++k)
+        for (int i = 0; i < count; ++i) sign[i] += block.votes[k][i];
+    for (int i = 0; i < count; ++i) sign[i] = terms.sign(sign[i]);
+    for (int k = 0; k < job.count; ++k) {
+        const C *__restrict votes = block.votes[k];
+        const C factor = terms.factor[k], part = terms.part[k];
+        for (int i = 0; i < count; ++i) {
+            Poll<NORMALIZE, C> poll{agreed[i], divisor[i]};
+            poll.count(votes[i], sign[i], factor, part);
+            agreed[i] = poll.agreed, divisor[i] = poll.divisor;
+        }
+    }
+    for (int i = 0; i < count; ++i) agreed[i] = Poll<NORMALIZE, C>{agreed[i], divisor[i]}.result(sign[i], terms.scale);
+}
+
+template <bool NORMALIZE, class C>
+void elect(const Job &job, int64_t start, int count, Block<C> &block) {
+    for (int k = 0; k < job.count; ++k) vote<false>(job, k, start, count, C(job.voice[k]), block, block.votes[k]);
+    switch (job.count) {
+        case 1: return elect_few<1, NORMALIZE>(job, count, block);
+        case 2: return elect_few<2, NORMALIZE>(job, count, block);
+        case 3: return elect_few<3, NORMALIZE>(job, count, block);
+        case 4: return elect_few<4, NORMALIZE>(job, count, block);
+        default: return elect_many<NORMALIZE>(job, count, block);
+    }
+}
+
+template <class C>
+void blend(const Job &job, int64_t start, int count, Block<C> &block) {
+    load_base(job, start, count, block);
+    if (!job.elect) return add(job, start, count, block);
+    return job.normalize ? elect<true>(job, start, count, block) : elect<false>(job, start, count, block);
+}
+
+// Asks for a block of every tensor that is read: so many streams, a kilobyte of each at a time, the processor does not foresee.
+void foresee(const Job &job, int64_t start) {
+    const auto ask = [start](const void *tensor, int32_t kind) {
+        const int64_t size = kind == FLOAT64 ? 8 : kind == FLOAT32 ? 4 : 2;
+        const char *first = static_cast<const char *>(tensor) + start * size;
+        for (int64_t i = 0; i < BLOCK * size; i += 64) __builtin_prefetch(first + i);
+    };
+    if (start >= job.stop) return;
+    if (job.base) ask(job.base, job.base_kind);
+    for (int k = 0; k < job.count; ++k) ask(job.sources[k], job.source_kinds[k]);
 }
 
 template <class C>
 void merge(const Job &job, int64_t start, int count, Block<C> &block) {
-    load_base(job, start, count, block);
-    for (int k = 0; k < job.count; ++k) vote(job, k, start, count, C(job.voice[k]), block, block.votes[k]);
-    blend<1>(job, count, block);
+    blend(job, start, count, block);
     if (job.base)
         for (int i = 0; i < count; ++i) block.merged[i] += block.base[i];
     write(block.merged, count, job.merged, job.merged_kind, start, block.staged);
@@ -338,7 +400,10 @@ void blocks(const Job &job, Do &&todo) {
 template <class C>
 void combine(const Job &job) {
     Block<C> block;
-    blocks(job, [&](int64_t start, int count) { merge(job, start, count, block); });
+    blocks(job, [&](int64_t start, int count) {
+        foresee(job, start + BLOCK);
+        merge(job, start, count, block);
+    });
 }
 
 // What is kept of each delta.
@@ -349,7 +414,7 @@ void kept(const Job &job) {
     blocks(job, [&](int64_t start, int count) {
         load_base(job, start, count, block);
         for (int k = 0; k < job.count; ++k)
-            vote(job, k, start, count, C(1), block, to + k * job.stride + (start - job.origin));
+            vote<false>(job, k, start, count, C(1), block, to + k * job.stride + (start - job.origin));
     });
 }
 
@@ -359,9 +424,7 @@ double balance(const Job &job) {
     Block<C> block;
     int64_t signs = 0;
     blocks(job, [&](int64_t start, int count) {
-        load_base(job, start, count, block);
-        for (int k = 0; k < job.count; ++k) vote(job, k, start, count, C(job.voice[k]), block, block.votes[k]);
-        blend<1>(job, count, block);
+        blend(job, start, count, block);
         int32_t sum = 0;
         for (int i = 0; i < count; ++i) sum += (block.merged[i] > 0) - (block.merged[i] < 0);
         signs += sum;
@@ -375,7 +438,7 @@ void magnitudes(const Job &job, Do &&todo) {
     Block<C> block;
     blocks(job, [&](int64_t start, int count) {
         load_base(job, start, count, block);
-        vote(job, 0, start, count, C(1), block, block.votes[0]);
+        vote<false>(job, 0, start, count, C(1), block, block.votes[0]);
         for (int i = 0; i < count; ++i) block.uniform[i] = float(std::fabs(block.votes[0][i]));
         todo(start, count, block.uniform);
     });
@@ -476,7 +539,7 @@ void gram(const Job &job, int64_t width, double *products) {
             const int count = int(last - start < BLOCK ? last - start : BLOCK);
             load_base(job, start, count, block);
             for (int k = 0; k < K; ++k) {
-                vote(job, k, start, count, C(1), block, block.votes[k]);
+                vote<false>(job, k, start, count, C(1), block, block.votes[k]);
                 for (int i = 0; i < count; ++i) wide_votes[k][i] = double(block.votes[k][i]);
                 for (int i = count; i < BLOCK; ++i) wide_votes[k][i] = 0;
             }
@@ -533,7 +596,7 @@ void ranks(const Job &job, int64_t width, uint32_t *room) {  // room for three r
         for (int64_t start = first; start < first + width; start += BLOCK) {
             const int count = int(first + width - start < BLOCK ? first + width - start : BLOCK);
             load_base(job, start, count, block);
-            vote(job, 0, start, count, C(1), block, block.votes[0]);
+            vote<false>(job, 0, start, count, C(1), block, block.votes[0]);
             for (int i = 0; i < count; ++i) room[start - first + i] = bits<uint32_t>(float(std::fabs(block.votes[0][i])));
         }
         if (job.long_ranks) rank_row(room, width, room + width, room + 2 * width, static_cast<int32_t *>(job.merged) + first);
