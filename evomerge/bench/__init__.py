@@ -56,6 +56,7 @@ def bench_merge(space: str | Path, candidates: int = 30) -> str:
     from evomerge.study.experiment import Experiment
     from evomerge.study.samplers import make_sampler
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     experiment = Experiment.read(space)
     study = optuna.create_study(sampler=make_sampler("random", seed=0, space=experiment.space.distributions()))
     start = experiment.space.build(experiment.space.start())

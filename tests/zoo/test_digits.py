@@ -59,4 +59,4 @@ def test_rows_give_every_class_numbers_of_its_own_and_units_every_group(tmp_path
         data = experiment(read_yaml(SPACE), tmp_path, variant, seed=0, trials=5)
         counts[variant] = len(Space.from_data(data["recipe"], Place("recipe")).parameters)
 
-    assert counts == {"tensors": 8, "units": 2 * 2 * UNITS + 2 * 2, "rows": 2 * 2 + 2 * 2 * CLASSES}
+    assert counts == {"tensors": 4, "units": 2 * UNITS + 2, "rows": 2 + 2 * CLASSES}
