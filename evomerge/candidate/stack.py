@@ -44,7 +44,7 @@ def numbered(name: str) -> tuple[str, int] | None:
 
 def is_embedding(name: str) -> bool:
     """Whether a tensor outside the layers comes before them."""
-    return bool(re.search(r"emb|wte|wpe", name)) and "embed_out" not in name
+    return bool(re.search(r"emb|wte|wpe|^shared\.", name)) and "embed_out" not in name
 
 
 def stack(recipe: Recipe, models: Mapping[str, Checkpoint], outputs: Outputs) -> list[Part]:

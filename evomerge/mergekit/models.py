@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,10 +78,33 @@ class Models:
 
 def layer_count(location: str) -> int | None:
     """How many layers the config beside a model announces; None where there is none to read."""
-    file = Path(location) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    config = _config(location)
     inner = config.get("text_config", {})
     return next((int(each[key]) for each in (config, inner) for key in COUNTS if isinstance(each.get(key), int)), None)
+
+
+def model_type(location: str) -> str:
+    """What kind of model the config beside it announces; nothing where there is none to read."""
+    return str(_config(location).get("model_type", ""))
+
+
+def towers(location: str) -> set[str]:
+    """What comes before the numbers in the tensors' names of a model on disk; nothing where there is none to read."""
+    file = Path(location) / "model.safetensors"
+    try:
+        if file.is_file():
+            with file.open("rb") as opened:
+                names = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        else:
+            names = json.loads((Path(location) / f"{file.name}.index.json").read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError):
+        return set()
+    return {found[1] for found in (re.match(r"(.*?)\.\d+\.", name) for name in names) if found}
+
+
+def _config(location: str) -> dict[str, Any]:
+    try:
+        config = json.loads((Path(location) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

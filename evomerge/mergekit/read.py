@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.document import Block, Place, nearest
 from evomerge.errors import RecipeError
 from evomerge.mergekit.models import Model, Models, layer_count
+from evomerge.mergekit.modules import patterns
 from evomerge.mergekit.parameters import EITHER, OVER_MODELS, PARAMETERS
 from evomerge.mergekit.settings import Level, Reader
 from evomerge.mergekit.tokenizer import from_blocks
@@ -80,15 +81,17 @@ class _File:
         return self.reader.method
 
     def to_data(self) -> dict[str, Any]:
-        levels = [Level.of(self.block, self.method)]
-        inner = self._inner(levels)
-        slices = [self._slice(part, levels, listed="models" in inner) for part in self._parts(inner)]
-        leading = self.base or slices[0].leading
+        modules = list(self._modules())
+        names = [name for name, _, _ in modules]
+        alone = names == ["default"]
+        pieces = [piece for _, inner, levels in modules for piece in self._pieces(inner, levels, alone=alone)]
+        leading = self.base or pieces[0].leading
         self.models.names[leading] = "base"
-        whole = len(slices) == 1 and self._is_whole(slices[0].entries)
-        merged = [self._merged(part, whole=whole) for part in slices]
+        whole = not alone or (len(pieces) == 1 and self._is_whole(pieces[0].entries))
+        merged = [self._merged(piece, whole=whole) for piece in pieces]
         tokenizer = self._tokenizer()
-        body = {"rules": merged[0]["rules"]} if whole else {"rules": [], "slices": merged}
+        rules = merged[0]["rules"] if alone else self._by_name(names, merged, leading)
+        body = {"rules": rules} if whole else {"rules": [], "slices": merged}
         return {
             "base": leading.to_data(), "sources": self._sources(leading), **body, "dtype": self._dtype(), **tokenizer,
         }  # fmt: skip
@@ -98,23 +101,38 @@ class _File:
         name = Path(leading.adapter or leading.path).name
         return self.models.sources() or {name if name != "base" else "model": leading.to_data()}
 
-    # --- models, slices or the one module: all become slices
+    # --- models, slices or the one module: all become slices; of several modules each becomes rules for its tensors
 
-    def _inner(self, levels: list[Level]) -> Block:
+    def _modules(self) -> Iterator[tuple[str, Block, list[Level]]]:
+        """Each module's name, its block, and the blocks of parameters around it; `default` where the file has no modules."""
         given = [key for key in ("models", "slices", "modules") if self.block.get(key, None)]
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise RecipeError(f"{self.place}: exactly one of models, slices and modules says what is merged; here is {found}")
+        top = Level.of(self.block, self.method)
         if given != ["modules"]:
-            return self.block
-        modules = self.block.mapping("modules")
-        if len(modules) > 1:
-            names = ", ".join(modules)
-            raise RecipeError(f"{self.place / 'modules'}: several modules ({names}); write rules on their names instead")
-        name, module = next(iter(modules.items()))
-        inner = Block(module, self.place / "modules" / str(name), ["slices", "models", "parameters"])
-        levels.insert(0, Level.of(inner, self.method))
-        return inner
+            yield "default", self.block, [top]
+            return
+        for name, module in self.block.mapping("modules").items():
+            inner = Block(module, self.place / "modules" / str(name), ["slices", "models", "parameters"])
+            if ("slices" in inner) == ("models" in inner):
+                raise RecipeError(f"{inner.place}: a module has either models or slices")
+            yield str(name), inner, [Level.of(inner, self.method), top]
+
+    def _pieces(self, inner: Block, levels: list[Level], *, alone: bool) -> list[Piece]:
+        if not alone and "models" not in inner:
+            raise RecipeError(
+                f"{inner.place}: slices of one module among several; where they are all layers, list models instead"
+            )
+        return [self._slice(part, levels, listed="models" in inner) for part in self._parts(inner)]
+
+    def _by_name(self, names: Sequence[str], merged: Sequence[dict[str, Any]], leading: Model) -> list[dict[str, Any]]:
+        """The rules of several modules, each for the tensors of its own."""
+        found = patterns(names, self.place / "modules", leading.path)
+        rules = dict(zip(names, (part["rules"][0] for part in merged), strict=True))
+        told = ", ".join(f"{name} is {'the rest' if match == '*' else match}" for name, match in found.items())
+        self.said.append(f"modules: by the names of tensors: {told}")
+        return [{**rules[name], "match": match} for name, match in found.items()]
 
     def _parts(self, inner: Block) -> Iterator[Block]:
         if "models" not in inner:

@@ -142,6 +142,58 @@ def test_a_flag_that_changes_with_depth_is_steps(root):
     assert again["rescale"] == [{"filter": "mlp", "value": [False, True]}, {"value": False}]
 
 
+MODULES = """
+merge_method: linear
+modules:
+  text_decoder: {{models: [{{model: {root}/math, parameters: {{weight: 1}}}}, {{model: {root}/code, parameters: {{weight: 2}}}}]}}
+  multi_modal_projector: {{models: [{{model: {root}/math}}], parameters: {{weight: 3}}}}
+  vision_tower: {{models: [{{model: {root}/code}}]}}
+parameters: {{weight: 4}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "projector", "eyes"),
+    [("gemma3", "*multi_modal_projector.*", "*vision_tower.*"), ("qwen2_5_vl", "*merger*", "*visual.*")],
+)
+def test_several_modules_are_rules_for_their_tensors(root, kind, projector, eyes):
+    (root / "math" / "config.json").write_text(json.dumps({"model_type": kind}))
+    recipe, notes = read(MODULES, root)
+
+    assert [(rule.match, rule.sources) for rule in recipe.rules] == [
+        (projector, ("base",)),
+        (eyes, ("code",)),
+        ("*", ("base", "code")),
+    ]
+    assert [rule.knobs["weight"]["base"].points[0][0] for rule in recipe.rules if "base" in rule.sources] == [3, 1]
+    assert any(note.startswith(f"modules: by the names of tensors: multi_modal_projector is {projector}") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("  vision_tower:", "  vision_towers:"), "mergekit knows no module 'vision_towers'; did you mean 'vision_tower'?"),
+        (("  vision_tower:", "  decoder:"), "no tensor of a module that is not named; add those of one family"),
+        (("  text_decoder:", "  vision_model:"), "no tensor of a module that is not named; add those of one family"),
+        (("  multi_modal", "  a.multi_modal"), "a module that is not named; add default"),
+        (
+            ("{{models: [{{model: {root}/code}}]}}", "{{parameters: {{weight: 1}}}}"),
+            "vision_tower: a module has either models or slices",
+        ),
+        (
+            ("{{models: [{{model: {root}/code}}]}}", "{{slices: [{{sources: [{{model: {root}/code, layer_range: [0, 4]}}]}}]}}"),
+            "vision_tower: slices of one module among several",
+        ),
+    ],
+)
+def test_modules_that_would_leave_tensors_out_are_refused(root, change, message):
+    with pytest.raises(RecipeError) as caught:
+        read(MODULES.replace(*change), root)
+
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_base_of_a_slice_is_the_base_of_its_rule(root):
     part = "{{model: {root}/MODEL, layer_range: [0, 4]}}"
     sources = ", ".join(part.replace("MODEL", name) for name in ("base", "math", "code"))
