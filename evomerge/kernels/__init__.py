@@ -96,6 +96,11 @@ def _holds(target: Tensor, shape: Sequence[int], dtype: torch.dtype, device: tor
     return fits and target.is_contiguous() and target.numel() > 0
 
 
+def row_sums(rows: Tensor) -> Tensor:
+    """Σ of each row of [K, n]: the same bits with any number of threads, among which torch divides a sum with a single result."""
+    return rows.sum(1) if len(rows) > 1 else rows.expand(2, -1).sum(1)[:1]
+
+
 def waiting() -> list[Any] | None:
     """The jobs that are to be launched together, where somebody asked for it."""
     return _waiting.get()

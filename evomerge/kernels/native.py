@@ -77,7 +77,7 @@ def norms(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *, 
         kept = torch.empty(len(sources), min(step, size - start), dtype=request.dtype)
         request.write_to(kept, start)
         run(request.function("kept"), request.jobs(start, start + kept.shape[1]))
-        parts.append(kept.abs_().sum(1).tolist())
+        parts.append(kernels.row_sums(kept.abs_()).tolist())
     return [math.fsum(part[k] for part in parts) for k in range(len(sources))]
 
 

@@ -62,7 +62,7 @@ def norms(base: Tensor | None, sources: Sequence[Tensor], keep: Keep = None, *, 
     if fused := kernels.twin("norms", base, sources, keep):
         return cast(list[float], fused(base, sources, keep, subtract=subtract))
     deltas = Deltas(base, sources, keep, subtract)
-    parts = [deltas.kept(piece).abs().sum(1).tolist() for piece in deltas.chunks()]
+    parts = [kernels.row_sums(deltas.kept(piece).abs()).tolist() for piece in deltas.chunks()]
     return [math.fsum(part[k] for part in parts) for k in range(len(sources))]
 
 

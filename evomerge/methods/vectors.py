@@ -25,7 +25,7 @@ def gram(deltas: combine.Deltas) -> Tensor:
     products = torch.zeros(deltas.count, deltas.count, dtype=torch.float64, device=deltas.device)
     for piece in deltas.chunks():
         delta = deltas.whole(piece).double()
-        products += delta @ delta.T
+        products += delta @ delta.T if deltas.count > 1 else kernels.row_sums(delta.square())
     return products
 
 
