@@ -41,10 +41,10 @@ class Reserve:
         return MARGIN * (self._per_document(outcomes) * self._documents() + healing) / self.workers
 
     def _per_document(self, outcomes: Sequence[Outcome]) -> float:
-        """Of the last trials; before any, of the fastest parent: the first ones also paid for reading the tasks."""
+        """Of the last trials and baselines; before any, of the fastest parent: the first ones also paid for reading the tasks."""
         splits = self.arena.splits
         most = sum(map(len, splits.rung(len(splits.rungs) - 1).values()))
-        if (lately := seconds_per_document(outcomes, most)) is not None:
+        if (lately := seconds_per_document([*self.baselines.values(), *outcomes], most)) is not None:
             return lately
         parents = self.arena.parents
         notes = {name: self.record.read_json(f"baseline/{name}/verdict.json") for name in parents}
