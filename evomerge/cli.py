@@ -49,7 +49,8 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Folder of the study; results/NAME if not given.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Overrides search.trials.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Wall clock, as 8h or 90m, certificate included; overrides search.budget.")
+        str | None,
+        typer.Option(help="Wall clock, as 8h or 90m, certificate included; eight trials even if late. Overrides search.budget."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that score; one per GPU, or per core, if not given.")

@@ -111,9 +111,7 @@ class Closing:
         ending: Ending = 4 if broken and len(broken) == sum(o.state != "failed" for o in self.outcomes) else 3
         reason = "no trial kept the guards" if ending == 4 else "no trial reached the last rung within its guards"
         if not self.outcomes:
-            reason = (
-                "no trial was run: parents, baselines and the ending take all of the budget; raise it, or score fewer documents"
-            )
+            reason = "no trial was run: parents and baselines took all of the budget; raise it, or score fewer documents"
         return Decision(ending, (reason,)).to_data()
 
     # --- select: fresh documents for the finalists, the parents and every baseline

@@ -14,6 +14,7 @@ from evomerge.study.selection import contending
 from evomerge.study.trial import Arena, Outcome
 
 MARGIN = 1.3  # of the time that the ending is expected to take
+FEWEST = 8  # trials that are begun as long as any time is left: an ending without one would certify nothing
 LATELY = 10  # trials that say what a document takes now: a machine that was busy at the beginning may be so no more
 
 
@@ -32,8 +33,11 @@ class Reserve:
         opened = openings(self.record.directory)
         if opened and opened[-1].limits == search.limits():
             return False
+        if search.budget is None:
+            return True
         # the report imports about as much as the beginning did, and is written after all is certified
-        return search.budget is None or clock.elapsed() + self.seconds(outcomes) + clock.preparing < search.budget
+        kept = self.seconds(outcomes) + clock.preparing if len(outcomes) >= FEWEST else 0.0
+        return clock.elapsed() + kept < search.budget
 
     def seconds(self, outcomes: Sequence[Outcome]) -> float:
         """Of selecting and certifying, by the wall."""

@@ -107,9 +107,6 @@ class Trials:
             yield self._trial(trial, number)
             number += 1
 
-    def _goes_on(self) -> bool:
-        return self.reserve.is_left(self.clock, self.outcomes) and not self._accepted()
-
     def _advance(self) -> None:
         """To the second stage, if it is due."""
         if not self.experiment.search.refine:

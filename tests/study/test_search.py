@@ -12,6 +12,7 @@ import pytest
 from evomerge.errors import EvomergeError
 from evomerge.recipe import Recipe, Source
 from evomerge.scoring.scores import Row, Scores
+from evomerge.study import reserve
 from evomerge.study.clock import Clock
 from evomerge.study.record import Record, held
 from evomerge.study.reserve import seconds_per_document, seconds_per_healing
@@ -240,6 +241,13 @@ def test_bad_input_is_refused_before_anything_is_written(laboratory, blocks, mes
         search(change(laboratory, **blocks), laboratory / "study", workers=1)
 
     assert not (laboratory / "study").exists()
+
+
+def test_what_is_kept_for_the_ending_is_not_taken_from_the_first_eight_trials(laboratory, monkeypatch):
+    monkeypatch.setattr(reserve, "MARGIN", 1e9)  # no budget has room for such an ending
+
+    assert search(laboratory / "space.yaml", laboratory / "study", workers=1, budget=600) == 0
+    assert certificate(laboratory / "study")["trials"] == reserve.FEWEST == 8
 
 
 def test_a_budget_without_room_for_a_trial_says_so(laboratory):
