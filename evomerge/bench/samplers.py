@@ -63,6 +63,9 @@ def regret_path(name: str, dims: int, trials: int, points: Sequence[int], seed: 
         scores = landscape.score(trial.params, range(DOCUMENTS))
         if getattr(sampler, "wants_documents", False):
             trial.set_user_attr("documents", [float(score) for score in scores[:72]])
+        if getattr(sampler, "wants_answers", False):
+            margins = landscape.margin(trial.params, range(DOCUMENTS))
+            trial.set_user_attr("answers", {"plain": {"documents": [float(margin) for margin in margins]}})
         estimate = float(scores.mean())
         best = max(best, (estimate, landscape.mean(trial.params)))
         begun = time.process_time()

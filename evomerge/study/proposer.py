@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import RecipeError
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from evomerge.study.samplers import Pick
 
 FILE = "sampler.json"  # written by `auto` alone
-SINGLE = ("cmaes", "niches", "portfolio")  # samplers of one objective
+SINGLE = ("cmaes", "margins", "niches", "portfolio")  # samplers of one objective
 
 
 def picked(experiment: Experiment, record: Record | None = None) -> Pick | None:
@@ -33,8 +34,13 @@ def picked(experiment: Experiment, record: Record | None = None) -> Pick | None:
     return found
 
 
-def sampler_of(experiment: Experiment, record: Record | None = None, starts: Sequence[Mapping[str, Any]] = ()) -> Any:
-    """The experiment's sampler, with beginnings beside those of the space.
+def sampler_of(
+    experiment: Experiment,
+    record: Record | None = None,
+    starts: Sequence[Mapping[str, Any]] = (),
+    references: Mapping[str, float] | None = None,
+) -> Any:
+    """The experiment's sampler, with beginnings beside those of the space; `references` are what `aggregate: relative` asks for.
 
     Raises RecipeError where there is none of that name, or it takes no such option.
     """
@@ -52,4 +58,16 @@ def sampler_of(experiment: Experiment, record: Record | None = None, starts: Seq
         from evomerge.study.discrepancy import scales
 
         options = {**options, "scales": scales(space)}
+    if name == "margins":
+        options = {"combine": _combine(experiment, references), **options}
     return make_sampler(name, **known, **{**options, **search.sampler_options})
+
+
+def _combine(experiment: Experiment, references: Mapping[str, float] | None) -> Any:
+    """The suite's aggregate of foretold means; without any, before a task was foretold, it is a trial's value itself."""
+    from evomerge.guards.aggregate import aggregate
+
+    if experiment.guard.ewc and experiment.guard.ewc.weights:
+        raise RecipeError("guard.ewc.weights: the sampler margins foretells scores and no prices; give `guard.ewc.max` instead")
+    kind, weights = experiment.suite.aggregate, experiment.suite.tasks
+    return partial(aggregate, kind=kind, weights=weights, references=references if kind == "relative" else None)

@@ -36,9 +36,10 @@ class Stages:
     record: Record
     layers: int  # of the model: control points of an open curve
     starts: Sequence[Mapping[str, Any]] = ()  # beginnings beside the space's own
+    references: Mapping[str, float] | None = None  # the best parent's mean of each target
 
     def __post_init__(self) -> None:
-        self.sampler: Any = sampler_of(self.experiment, self.record, self.starts)
+        self.sampler: Any = sampler_of(self.experiment, self.record, self.starts, self.references)
         self.distributions: dict[str, BaseDistribution] = self.experiment.space.distributions()
         self.fine: Space | None = None
         if noted := self.record.read_json(FILE):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.plan import Depths
 from evomerge.errors import EvomergeError, StudyError
+from evomerge.study.answers import answers_of
 from evomerge.study.anytime import FILE as ACCEPTED
 from evomerge.study.clock import Clock
 from evomerge.study.executor import Executor, Life
@@ -52,7 +53,8 @@ class Trials:
     def __post_init__(self) -> None:
         self.experiment: Experiment = self.arena.experiment
         base = self.experiment.space.build(self.experiment.space.start()).base.location
-        self.stages = Stages(self.experiment, self.record, Depths(Checkpoint.open(base).tensors).layers, self.starts)
+        layers, references = Depths(Checkpoint.open(base).tensors).layers, self.arena.references
+        self.stages = Stages(self.experiment, self.record, layers, self.starts, references)
 
     def run(self) -> list[Outcome]:
         """Raises StudyError where many trials in a row fail, or what the journal names is not on disk."""
@@ -136,10 +138,13 @@ class Trials:
         trial.set_user_attr("state", outcome.state)
         if getattr(self.study.sampler, "wants_documents", False) and outcome.state != "failed":
             trial.set_user_attr("documents", self._answers(outcome))
+        if getattr(self.study.sampler, "wants_answers", False) and outcome.state != "failed":
+            for name, told in answers_of(outcome, self.arena).items():
+                trial.set_user_attr(name, told)
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
-        told = list(outcome.objectives.values()) or outcome.told
-        ended = tell(self.study, trial, None if outcome.state == "failed" else told)
+        values = list(outcome.objectives.values()) or outcome.told
+        ended = tell(self.study, trial, None if outcome.state == "failed" else values)
         self._told.append(ended)
         self.journal.append(ended)
         if self.copy is not None:

@@ -42,6 +42,8 @@ CASES = {
     "nsga2": ("nsga2", {"population_size": 5}, SPACE, 40),
     "nsga3": ("nsga3", {"population_size": 5}, SPACE, 40),
     "cmaes choices": ("cmaes", {"population": 4}, CHOICES, 40),
+    "margins": ("margins", {"first": 5}, SPACE, 14),
+    "margins line": ("margins", {"first": 4}, {"weight": SPACE["weight"]}, 7),
     "niches": ("niches", {"archive": 6}, SPACE, 40),
     "portfolio": ("portfolio", {}, SPACE, 40),
     "portfolio of others": ("portfolio", {"arms": ["tpe", "random"], "start": [{"weight": 0.3}, {"weight": 0.6}]}, SPACE, 24),

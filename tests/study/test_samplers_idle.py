@@ -22,6 +22,7 @@ OPTIONS = {
     "gp": {"n_startup_trials": 4},
     "nsga2": {"population_size": 6},
     "nsga3": {"population_size": 6},
+    "margins": {"first": 6},
     "niches": {"archive": 6, "mutation": 0.0},
     "auto": {"trials": 400},
     "portfolio": {"arms": ["tpe", "cmaes"]},

@@ -16,6 +16,7 @@ EARLY = {  # so small that each is past its random beginning
     "tpe": {"n_startup_trials": 4},
     "nsga2": {"population_size": 4},
     "nsga3": {"population_size": 4},
+    "margins": {"first": 5},
     "niches": {"archive": 4},
     "cmaes": {"population": 4},
     "portfolio": {"arms": ["cmaes", "tpe", "random"]},

@@ -16,19 +16,20 @@ from .auto import Auto, Pick, pick
 from .borrowed import Borrowed, Gp, Tpe
 from .cma_es import CmaEs
 from .genetic import Nsga2, Nsga3
+from .margins import Margins
 from .niches import Niches
 from .portfolio import Portfolio
 from .seeded import Active, Seeded, Start
 from .uniform import Qmc, Random
 
 SAMPLERS: dict[str, type[Seeded]] = {
-    "auto": Auto, "cmaes": CmaEs, "tpe": Tpe, "gp": Gp, "nsga2": Nsga2, "nsga3": Nsga3, "niches": Niches,
+    "auto": Auto, "cmaes": CmaEs, "margins": Margins, "tpe": Tpe, "gp": Gp, "nsga2": Nsga2, "nsga3": Nsga3, "niches": Niches,
     "portfolio": Portfolio, "qmc": Qmc, "random": Random,
 }  # fmt: skip
 
 __all__ = [
-    "SAMPLERS", "Auto", "Borrowed", "CmaEs", "Gp", "Niches", "Nsga2", "Nsga3", "Pick", "Portfolio", "Qmc", "Random", "Seeded",
-    "Tpe", "make_sampler", "pick",
+    "SAMPLERS", "Auto", "Borrowed", "CmaEs", "Gp", "Margins", "Niches", "Nsga2", "Nsga3", "Pick", "Portfolio", "Qmc", "Random",
+    "Seeded", "Tpe", "make_sampler", "pick",
 ]  # fmt: skip
 
 

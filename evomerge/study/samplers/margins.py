@@ -1,0 +1,230 @@
+"""Margins: how clearly each document is answered, foretold for recipes that nobody has scored.
+
+A score of 0 or 1 says little, and its mean over a few documents hardly more. The margin behind it, log p of the right answer over
+that of the best wrong one, moves smoothly with the weights of a merge, and each document has its own. A Gaussian process for each
+of them, with one kernel for all, learns from the same few trials what their mean would take hundreds for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+from cmaes import CMA
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from scipy.special import log_ndtr, ndtr
+
+from .cma_es import ARRIVAL, FINISHED
+from .cube import Cube, Vector
+from .kriging import Array, Processes
+from .seeded import Common, Seeded, Space, seed_for
+
+ANSWERS = "answers"  # user attribute of a trial: {form: {task: one number a document, in one order for all}}
+GRADED = "graded"  # user attribute of a trial: tasks whose numbers are scores; all others' are margins, right above 0
+FORMS = ("plain", "healed")
+HOPES = (0.0, 0.5, 1.0)  # standard deviations added to what is expected, in turn
+FEWEST = 4  # trials that have answered a document before it is foretold
+GENERATIONS, BROOD, STEP = 25, 20, 0.1  # of the search within what is foretold
+
+Combine = Callable[[Mapping[str, Array]], Array]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A form of a trial: where it was, its answers to each task, and how much above 0, its limit, each constraint came out."""
+
+    point: Vector
+    answers: Mapping[str, Array]
+    over: Array
+
+
+class Margins(Seeded):
+    """The recipe whose answers are expected to be best, with more hope for the unknown at every second and third proposal.
+
+    Args:
+        first: trials before anything is foretold; the starts, then points around the best of them.
+        sigma: the standard deviation of those points, in widths of the ranges.
+        combine: the mean of every task as arrays → what is to be maximised; their plain mean by default.
+
+    A trial tells its answers in the user attribute `answers`; without them its value is its only document. Constraints are
+    foretold as well, and what is likely to break one is worth less.
+    """
+
+    wants_answers = True
+
+    def __init__(self, *, first: int = 8, sigma: float = 1 / 6, combine: Combine | None = None, **common: Unpack[Common]) -> None:
+        super().__init__(**common)
+        if first < FEWEST:
+            raise TypeError(f"first: nothing is foretold from fewer than {FEWEST} trials, not {first}")
+        self.first, self.sigma, self.combine = first, sigma, combine or _mean
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
+        if len(study.directions) > 1:
+            raise ValueError("margins take one objective; for several use NSGA-II (`nsga2`) or TPE (`tpe`)")
+        return super().infer_relative_search_space(study, trial)
+
+    def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
+        cube, draw = Cube(space), self.draw(study, trial)
+        trials = study.get_trials(deepcopy=False)
+        arrived = sorted(
+            (t for t in trials if t.state == TrialState.COMPLETE and space.keys() <= t.params.keys()),
+            key=lambda t: (t.system_attrs.get(ARRIVAL, t.number), t.number),
+        )
+        if len(arrived) < self.first:
+            rng = np.random.default_rng(seed_for(self.seed, draw))
+            centre = self._centre(arrived, cube, study.direction)
+            return cube.params(np.clip(centre + self.sigma * rng.standard_normal(len(cube)), 0.0, 1.0))
+        running = [t for t in trials if t.state == TrialState.RUNNING and space.keys() <= t.params.keys()]
+        features = Features(cube, self, any("healed" in t.user_attrs.get(ANSWERS, ()) for t in arrived))
+        foretold = Foretold(arrived, features, self.combine, study.direction).believing([t.params for t in running])
+        return cube.params(best_point(foretold, features, arrived, HOPES[draw % len(HOPES)], seed_for(self.seed, draw)))
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        study._storage.set_trial_system_attr(trial._trial_id, ARRIVAL, len(study.get_trials(deepcopy=False, states=FINISHED)))
+
+    def _centre(self, arrived: Sequence[FrozenTrial], cube: Cube, direction: StudyDirection) -> Vector:
+        """The best so far of the starts and what was drawn around them; before any is known the first start, or the middle."""
+        sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
+        sound = [t for t in arrived if all(value <= 0 for value in t.constraints.values())] or arrived
+        top = max(sound, key=lambda t: sign * _value(t), default=None)
+        return cube.point(top.params if top else next(iter(self.starts), {}))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Points of the cube as the kernel sees them: options are equally far apart, what had no say lies in the middle."""
+
+    cube: Cube
+    sampler: Seeded
+    healed: bool  # whether there are two forms: one more coordinate, 1 for the healed one
+
+    def __call__(self, points: Array, healed: float = 1.0) -> Array:
+        points = self._without_idle(points) if self.sampler.active else points
+        columns = [self._spread(points[:, i], options) for i, options in enumerate(self.cube.options)]
+        form = [np.full((len(points), 1), healed)] if self.healed else []
+        return np.concatenate(columns + form, axis=1)
+
+    def _spread(self, column: Array, options: int) -> Array:
+        if not options:
+            return column[:, None]
+        index = np.minimum((column * options).astype(int), options - 1)
+        corners: Array = np.eye(options)[index] / math.sqrt(2)  # one apart from each other
+        return corners
+
+    def _without_idle(self, points: Array) -> Array:
+        names = list(self.cube.space)
+        idle = [set(self.sampler.idle(self.cube.params(point), names)) for point in points]
+        return np.where([[name in each for name in names] for each in idle], 0.5, points)
+
+
+class Foretold:
+    """The objective of any point, from the answers of trials."""
+
+    def __init__(self, arrived: Sequence[FrozenTrial], features: Features, combine: Combine, direction: StudyDirection) -> None:
+        self.features, self.combine = features, combine
+        told = [each for trial in arrived for each in _told(trial, features, direction)]
+        self.graded = {"", *(task for trial in arrived for task in trial.user_attrs.get(GRADED, ()))}
+        tasks = sorted({task for each in told for task in each.answers})
+        self.parts = {task: _parts([each for each in told if task in each.answers], task) for task in tasks}
+        limited = [each for each in told if len(each.over)]
+        self.limits = Processes(*_stacked(limited, [each.over for each in limited])) if len(limited) >= FEWEST else None
+        values = [_value(trial) for trial in arrived]
+        self.spread = float(np.std(values)) or 1.0
+
+    def believing(self, running: Sequence[Mapping[str, Any]]) -> Foretold:
+        """The same, certain of what is being scored."""
+        if running:
+            points = self.features(np.array([self.features.cube.point(params) for params in running]))
+            self.parts = {task: [part.believing(points) for part in parts] for task, parts in self.parts.items()}
+        return self
+
+    def __call__(self, points: Array, hope: float) -> Array:
+        """[k]: what is expected at points [k, d] of the cube, less what it may cost to break a constraint."""
+        x = self.features(points)
+        means = {task: _share(parts, x, hope, task in self.graded) for task, parts in self.parts.items()}
+        return self.combine(means) - self._risk(x)
+
+    def _risk(self, x: Array) -> Array:
+        """-log of the chance to keep every constraint (Gardner et al., 2014), in units of what values differ by."""
+        if self.limits is None:
+            return np.zeros(len(x))
+        mean, deviation = self.limits.predict(x)
+        kept = log_ndtr(-mean / (np.sqrt(deviation**2 + self.limits.kernel.noise)[:, None] * self.limits.scale))
+        risk: Array = -self.spread * kept.sum(axis=1)
+        return risk
+
+
+def best_point(foretold: Foretold, features: Features, arrived: Sequence[FrozenTrial], hope: float, seed: int) -> Vector:
+    """Where most is foretold: an evolution begun at the best of the trials, and that trial where it finds nothing better."""
+    tried = np.array([features.cube.point(trial.params) for trial in arrived])
+    centre: Vector = tried[int(foretold(tried, 0.0).argmax())]
+    if len(centre) == 1:  # an evolution needs two dimensions
+        line = np.linspace(0.0, 1.0, GENERATIONS * BROOD)[:, None]
+        return np.asarray(line[int(foretold(line, hope).argmax())])
+    bounds = np.tile([0.0, 1.0], (len(centre), 1))
+    evolution = CMA(centre, STEP, bounds=bounds, population_size=BROOD, seed=seed)
+    top, best = -math.inf, centre
+    for _ in range(GENERATIONS):
+        brood = np.array([evolution.ask() for _ in range(BROOD)])
+        worth = foretold(brood, hope)
+        if worth.max() > top:
+            top, best = float(worth.max()), brood[int(worth.argmax())]
+        evolution.tell([(point, -float(value)) for point, value in zip(brood, worth, strict=True)])
+    return best
+
+
+def _share(parts: Sequence[Processes], x: Array, hope: float, graded: bool) -> Array:
+    """Mean over a task's documents of the chance of a right answer, or of the score."""
+    total, documents = np.zeros(len(x)), 0
+    for part in parts:
+        mean, deviation = part.predict(x)
+        hoped = mean + hope * deviation[:, None] * part.scale
+        if not graded:
+            hoped = ndtr(hoped / (np.sqrt(deviation**2 + part.kernel.noise)[:, None] * part.scale))
+        total, documents = total + hoped.sum(axis=1), documents + hoped.shape[1]
+    return total / documents
+
+
+def _parts(told: Sequence[Told], task: str) -> list[Processes]:
+    """One for the documents that all have answered, one for those that only some have, and so on up the rungs."""
+    lengths = sorted({len(each.answers[task]) for each in told})
+    parts: list[Processes] = []
+    for low, high in zip([0, *lengths], lengths, strict=False):
+        there = [each for each in told if len(each.answers[task]) >= high]
+        if len(there) >= FEWEST or not parts:
+            parts.append(Processes(*_stacked(there, [each.answers[task][low:high] for each in there])))
+    return parts
+
+
+def _stacked(told: Sequence[Told], answers: Sequence[Array]) -> tuple[Array, Array]:
+    return np.array([each.point for each in told]), np.array(answers)
+
+
+def _told(trial: FrozenTrial, features: Features, direction: StudyDirection) -> list[Told]:
+    """The forms of a trial; its constraints are of the last."""
+    sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
+    forms = trial.user_attrs.get(ANSWERS) or {"plain": {"": [sign * _value(trial)]}}
+    at = features.cube.point(trial.params)[None]
+    over = np.array([value for _, value in sorted(trial.constraints.items())])
+    names = [form for form in FORMS if form in forms]
+    return [
+        Told(
+            features(at, float(form == "healed"))[0],
+            {task: np.array(answers) for task, answers in forms[form].items()},
+            over if form == names[-1] else np.empty(0),
+        )
+        for form in names
+    ]
+
+
+def _value(trial: FrozenTrial) -> float:
+    assert trial.value is not None
+    return trial.value
+
+
+def _mean(means: Mapping[str, Array]) -> Array:
+    return np.asarray(np.mean(list(means.values()), axis=0))

@@ -1,0 +1,177 @@
+"""Margins foretell single documents: from few trials they know more than a mean can tell, whatever was left unscored."""
+
+import warnings
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import create_trial
+
+from evomerge.study.samplers import make_sampler
+from evomerge.study.samplers.cube import Cube
+from evomerge.study.samplers.kriging import LINEAR, Kernel, Processes, chosen
+from evomerge.study.samplers.margins import Features, Foretold, Margins
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+UP = optuna.study.StudyDirection.MAXIMIZE
+XY = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
+
+
+def drawn(seed, points=12, dims=3, answers=5):
+    rng = np.random.default_rng(seed)
+    return rng.random((points, dims)), rng.standard_normal((points, answers)) + rng.standard_normal(answers)
+
+
+@given(st.integers(0, 50), st.sampled_from([0.3, 0.8, 2.0]), st.sampled_from([0.01, 0.3]))
+def test_many_answers_are_foretold_as_scikit_learn_foretells_each(seed, length, noise):
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
+
+    (points, answers), (others, _) = drawn(seed), drawn(seed + 1000, points=4)
+    mean, deviation = Processes(points, answers, Kernel(length, noise)).predict(others)
+
+    kernel = RBF(length) + ConstantKernel(LINEAR) * DotProduct(1e-9)
+    theirs = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None)
+    theirs.fit(points - 0.5, answers - answers.mean(axis=0))
+    expected, spread = theirs.predict(others - 0.5, return_std=True)
+    np.testing.assert_allclose(mean, expected + answers.mean(axis=0), rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(np.broadcast_to(deviation[:, None], spread.shape), spread, rtol=1e-6)
+
+
+def test_the_kernel_is_the_one_that_foretells_what_was_left_out_best():
+    points, answers = drawn(3, points=20)
+    bends = np.sin(4 * points @ np.ones((3, 5))) + 0.05 * answers
+
+    def missed(kernel):
+        errors = []
+        for left in range(len(points)):
+            kept = np.arange(len(points)) != left
+            theirs = Processes(points[kept], bends[kept], kernel)
+            # the centre is that of all points: a mean without the point moves too
+            theirs.centre = bends.mean(axis=0)
+            theirs._moved = bends[kept] - theirs.centre
+            theirs._weights = theirs._inverse @ theirs._moved
+            errors.append(theirs.predict(points[left : left + 1])[0] - bends[left])
+        return np.square(errors).mean()
+
+    best = chosen(points, bends - bends.mean(axis=0))
+    others = [Kernel(best.length * factor, noise) for factor in (0.5, 1, 2) for noise in (0.01, 0.1, 0.3)]
+    assert missed(best) <= min(missed(other) for other in others) * 1.2
+    assert best.noise < 0.3  # the noise is small, and seen to be
+
+
+def test_nothing_is_left_to_find_out_where_somebody_is_scoring_already():
+    points, answers = drawn(4)
+    there = np.full((1, 3), 0.9)
+    before, after = Processes(points, answers), Processes(points, answers).believing(there)
+
+    assert after.predict(there)[1] < 0.5 * before.predict(there)[1]
+    np.testing.assert_allclose(after.predict(there)[0], before.predict(there)[0], atol=0.3)
+
+
+def search(name, seed, tell_answers=True, trials=32, dims=10):
+    """The true share of documents that the best of some trials answers, by its own estimate from 24 of them.
+
+    Each document has a place of its own where it is answered best, around one that is good for many.
+    """
+    rng = np.random.default_rng(seed)
+    places = rng.uniform(0.1, 0.9, dims) + 0.15 * rng.standard_normal((2000, dims))
+    space = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(dims)}
+    study = optuna.create_study(direction="maximize", sampler=make_sampler(name, seed=seed, space=space))
+    best = (-1.0, 0.0)
+    for _ in range(trials):
+        trial = study.ask(space)
+        margins = 0.25 - ((np.array([trial.params[x] for x in space]) - places) ** 2).sum(axis=1)
+        if tell_answers:
+            trial.set_user_attr("answers", {"plain": {"task": margins[:24].tolist()}})
+        estimate = float((margins[:24] > 0).mean())
+        best = max(best, (estimate, float((margins > 0).mean())))
+        study.tell(trial, estimate)
+    return 100 * best[1]
+
+
+def test_margins_of_documents_are_worth_more_than_their_mean():
+    searches = (("margins", True), ("margins", False), ("cmaes", True))
+    told, untold, evolved = (np.mean([search(name, seed, tell) for seed in range(3)]) for name, tell in searches)
+
+    assert told > untold + 3
+    assert told > evolved + 3
+
+
+def told(x, y, answers, graded=()):
+    attrs = {"answers": {"plain": {"task": list(map(float, answers))}}, "graded": list(graded)}
+    return create_trial(params={"x": x, "y": y}, distributions=XY, value=0.5, user_attrs=attrs)
+
+
+def foretold(trials, healed=False, combine=None):
+    sampler = Margins(space=XY)
+    return Foretold(trials, Features(Cube(XY), sampler, healed), combine or sampler.combine, UP)
+
+
+GRID = [(x, y) for x in (0.1, 0.3, 0.5, 0.7, 0.9) for y in (0.2, 0.8)]
+
+
+def test_documents_of_a_higher_rung_count_as_soon_as_four_trials_have_answered_them():
+    low = [told(x, y, [x - 0.5] * 2) for x, y in GRID]
+    high = [told(x, y, [x - 0.5] * 2 + [0.5 - x] * 6) for x, y in GRID[:1] + GRID[4:5] + GRID[-2:]]
+    right = np.array([[0.9, 0.5]])
+
+    assert foretold(low)(right, 0.0) > 0.8
+    assert foretold(low + high[:3])(right, 0.0) > 0.8
+    assert foretold(low + high)(right, 0.0) < 0.5  # six of eight say the contrary
+
+
+def test_a_graded_task_is_foretold_as_its_score_and_others_as_chances():
+    trials = [told(x, y, [10 * x, 10 * x], graded=["task"]) for x, y in GRID]
+
+    assert foretold(trials)(np.array([[0.6, 0.5]]), 0.0) == pytest.approx(6.0, abs=0.5)
+    assert 0 <= foretold([told(x, y, [10 * x]) for x, y in GRID])(np.array([[0.6, 0.5]]), 0.0) <= 1
+
+
+def test_what_was_healed_is_foretold_healed_and_learns_from_the_plain_form():
+    trials = []
+    for x, y in GRID:
+        trial = told(x, y, [x - 0.8] * 4)
+        trial.user_attrs["answers"]["healed"] = {"task": [x - 0.2] * 4}
+        trials.append(trial if x > 0.4 else told(x, y, [x - 0.8] * 4))
+    worth = foretold(trials, healed=True)
+
+    assert worth(np.array([[0.5, 0.5]]), 0.0) > 0.7
+    assert foretold([told(x, y, [x - 0.8] * 4) for x, y in GRID])(np.array([[0.5, 0.5]]), 0.0) < 0.3
+
+
+def test_what_is_likely_to_break_a_constraint_is_worth_less():
+    study = optuna.create_study(direction="maximize", sampler=make_sampler("margins", seed=1, space=XY))
+    late = []
+    for number in range(24):
+        trial = study.ask(XY)
+        x, y = trial.params["x"], trial.params["y"]
+        trial.set_user_attr("answers", {"plain": {"task": [x + y - difficulty for difficulty in np.linspace(0, 2, 20)]}})
+        trial.set_constraint("guard", x + y - 1.2)
+        study.tell(trial, (x + y) / 2)
+        late += [x + y] if number >= 14 else []
+
+    assert np.mean([total <= 1.2 for total in late]) >= 0.7
+    assert max(total for total in late if total <= 1.2) > 1.05  # and yet close to where it is best
+
+
+def test_options_are_equally_far_apart_and_none_lies_between_others():
+    space = {"kind": CategoricalDistribution(("a", "b", "c")), "x": FloatDistribution(0.0, 1.0)}
+    features = Features(Cube(space), Margins(space=space), False)(np.array([[1 / 6, 0.4], [3 / 6, 0.4], [5 / 6, 0.4]]))
+    apart = [np.linalg.norm(features[i] - features[j]) for i, j in ((0, 1), (1, 2), (0, 2))]
+
+    np.testing.assert_allclose(apart, 1.0)
+
+
+def test_too_few_first_trials_and_several_objectives_are_refused():
+    with pytest.raises(TypeError, match="fewer than 4"):
+        Margins(first=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = optuna.create_study(directions=["maximize", "maximize"], sampler=Margins(space=XY))
+    with pytest.raises(ValueError, match="one objective"):
+        study.ask(XY)
