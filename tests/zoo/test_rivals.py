@@ -14,7 +14,7 @@ SPACE = "search_spaces/quickstart.yaml"
 
 
 @pytest.mark.parametrize("rival", RIVALS)
-def test_all_search_the_same_numbers_and_only_ours_races(rival, tmp_path):
+def test_all_search_the_same_numbers_and_only_one_races(rival, tmp_path):
     from evomerge.recipe import locate
 
     data = experiment(SPACE, locate("zoo:models"), rival, documents=8_640)
@@ -25,11 +25,12 @@ def test_all_search_the_same_numbers_and_only_ours_races(rival, tmp_path):
         p.name for p in Experiment.read(SPACE).space.parameters if p.name.startswith("rules")
     ]
     assert list(found.suite.tasks) == ["zoo_sort", "zoo_flip", "zoo_rank"]
-    assert (found.search.eta > 1, len(found.suite.rungs)) == ((True, 3) if rival == "ours" else (False, 1))
-    assert found.search.trials == (40 if rival == "ours" else 10)
+    assert (found.search.eta > 1, len(found.suite.rungs)) == ((True, 3) if rival == "race" else (False, 1))
+    assert (found.suite.rungs[-1], found.search.trials) == {"ours": (432, 20), "race": (864, 40)}.get(rival, (864, 10))
     starts = {p.name: p.starts for p in found.space.parameters}
     weights = {start for name, start in starts.items() if ".weight." in name}
-    assert weights == {"ours": {(0.12, 0.33)}, "mergekit-evolve": {(1 / 3,)}}.get(rival, {((0.8 - 0.1) / 2,)})
+    own = {(0.12, 0.33)}
+    assert weights == {"ours": own, "race": own, "mergekit-evolve": {(1 / 3,)}}.get(rival, {((0.8 - 0.1) / 2,)})
 
 
 def trial(study, number, documents, value, state="survived"):

@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 LINEAR = 0.3  # of the kernel's straight part, beside 1 for what bends
 LENGTHS = (0.08, 0.15, 0.23, 0.32, 0.45, 0.65, 1.0)  # over the square root of the dimensions, in widths of the ranges
 NOISES = (0.01, 0.03, 0.1, 0.3)  # variance of the noise, beside 1 for what bends
-ENOUGH = 96  # answers that the kernel is chosen by
+ENOUGH, LATEST = 96, 200  # answers, and points of the latest, that the kernel is chosen by
 TINY = 1e-9
 
 
@@ -73,7 +73,7 @@ class Processes:
 
 def chosen(points: Array, moved: Array) -> Kernel:
     """The kernel of the grid that foretells each point best from all others."""
-    some = moved[:, :: max(1, moved.shape[1] // ENOUGH)]
+    points, some = points[-LATEST:], moved[-LATEST:, :: max(1, moved.shape[1] // ENOUGH)]
     widths = [length * np.sqrt(points.shape[1]) for length in LENGTHS]
     return min((Kernel(width, noise) for width in widths for noise in NOISES), key=lambda kernel: _missed(kernel, points, some))
 

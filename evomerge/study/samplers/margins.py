@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
-from cmaes import CMA
+from cmaes import CMA, SepCMA
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import log_ndtr, ndtr
 
 from .cma_es import ARRIVAL, FINISHED
 from .cube import Cube, Vector
+from .evolution import DIAGONAL_ABOVE
 from .kriging import Array, Processes
 from .seeded import Common, Seeded, Space, seed_for
 
@@ -29,6 +30,7 @@ FORMS = ("plain", "healed")
 HOPES = (0.0, 0.5, 1.0)  # standard deviations added to what is expected, in turn
 FEWEST = 4  # trials that have answered a document before it is foretold
 GENERATIONS, BROOD, STEP = 25, 20, 0.1  # of the search within what is foretold
+RETRIES = 5  # of a point outside the cube, before it is put on its border
 
 Combine = Callable[[Mapping[str, Array]], Array]
 
@@ -166,7 +168,8 @@ def best_point(foretold: Foretold, features: Features, arrived: Sequence[FrozenT
         line = np.linspace(0.0, 1.0, GENERATIONS * BROOD)[:, None]
         return np.asarray(line[int(foretold(line, hope).argmax())])
     bounds = np.tile([0.0, 1.0], (len(centre), 1))
-    evolution = CMA(centre, STEP, bounds=bounds, population_size=BROOD, seed=seed)
+    kind = CMA if len(centre) <= DIAGONAL_ABOVE else SepCMA
+    evolution = kind(centre, STEP, bounds=bounds, n_max_resampling=RETRIES, population_size=BROOD, seed=seed)
     top, best = -math.inf, centre
     for _ in range(GENERATIONS):
         brood = np.array([evolution.ask() for _ in range(BROOD)])
