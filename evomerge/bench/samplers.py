@@ -15,7 +15,7 @@ from evomerge.study.samplers import SAMPLERS
 DIMENSIONS = (60, 300)
 CHECKPOINTS = (50, 100, 200, 400)
 DOCUMENTS = 200  # scored at each evaluation
-LIMITS = {"gp": 100}  # evaluations beyond which a sampler takes seconds each
+LIMITS = {"gp": 100, "margins": 200}  # evaluations beyond which a sampler takes seconds each
 
 
 class Path(NamedTuple):

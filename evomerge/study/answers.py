@@ -16,10 +16,8 @@ def answers_of(outcome: Outcome, arena: Arena) -> dict[str, Any]:
 
     A task whose scores are 0 or 1 is told as margins, above 0 where the score is 1; one that is graded in between as its scores.
     """
-    plain, healed = (outcome.unhealed, outcome.scores) if outcome.recipe.heal else (outcome.scores, None)
-    if outcome.recipe.heal and outcome.unhealed is None:  # stopped before it was healed
-        plain, healed = outcome.scores, None
-    forms = {name: scores for name, scores in (("plain", plain), ("healed", healed)) if scores}
+    forms = {"plain": outcome.unhealed} if outcome.unhealed else {}
+    forms["healed" if outcome.recipe.heal else "plain"] = outcome.scores
     tasks = sorted(arena.experiment.suite.tasks)
     graded = [task for task in tasks if _is_graded(task, arena)]
     answers = {form: {task: _answers(scores, task, arena, task in graded) for task in tasks} for form, scores in forms.items()}
