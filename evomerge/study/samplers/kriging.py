@@ -41,7 +41,7 @@ class Processes:
     """What `answers` [n, m] at `points` [n, d] say of other points; one kernel for all m (Rasmussen & Williams, 2006, ch. 2).
 
     Each answer has a mean and a scale of its own. Without a kernel it is the one of a small grid whose leave-one-out errors
-    (section 5.4.2) are the smallest.
+    (section 5.4.2) are the smallest, every answer counted in units of what it varies by.
     """
 
     def __init__(self, points: Array, answers: Array, kernel: Kernel | None = None) -> None:
@@ -57,10 +57,16 @@ class Processes:
         found: Array = np.sqrt(np.maximum((self._moved * self._weights).mean(axis=0), TINY))
         return found
 
+    @cached_property
+    def missed(self) -> Array:
+        """[m]: mean squared leave-one-out error of each answer."""
+        found: Array = (_left_out(self._inverse, self._moved) ** 2).mean(axis=0)
+        return found
+
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean [k, m], and standard deviation [k] in units of each answer's scale."""
         near = self.kernel(points, self.points)
-        left = self.kernel.at(points) - np.einsum("ij,jk,ik->i", near, self._inverse, near, optimize=True)
+        left = self.kernel.at(points) - ((near @ self._inverse) * near).sum(axis=1)
         return self.centre + near @ self._weights, np.sqrt(np.maximum(left, TINY))
 
     def believing(self, points: Array) -> Processes:
@@ -74,11 +80,13 @@ class Processes:
 def chosen(points: Array, moved: Array) -> Kernel:
     """The kernel of the grid that foretells each point best from all others."""
     points, some = points[-LATEST:], moved[-LATEST:, :: max(1, moved.shape[1] // ENOUGH)]
+    some = some / np.maximum(some.std(axis=0), TINY)
     widths = [length * np.sqrt(points.shape[1]) for length in LENGTHS]
-    return min((Kernel(width, noise) for width in widths for noise in NOISES), key=lambda kernel: _missed(kernel, points, some))
+    grid = (Kernel(width, noise) for width in widths for noise in NOISES)
+    return min(grid, key=lambda kernel: float((_left_out(kernel.inverse(points), some) ** 2).mean()))
 
 
-def _missed(kernel: Kernel, points: Array, moved: Array) -> float:
-    inverse = kernel.inverse(points)
-    left_out = (inverse @ moved) / np.diag(inverse)[:, None]
-    return float((left_out**2).mean())
+def _left_out(inverse: Array, moved: Array) -> Array:
+    """What each point differs by from what all others foretell of it."""
+    errors: Array = (inverse @ moved) / np.diag(inverse)[:, None]
+    return errors

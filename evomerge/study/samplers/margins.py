@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from cmaes import CMA, SepCMA
+from numpy.typing import NDArray
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import log_ndtr, ndtr
@@ -27,8 +28,9 @@ from .seeded import Common, Seeded, Space, seed_for
 ANSWERS = "answers"  # user attribute of a trial: {form: {task: one number a document, in one order for all}}
 GRADED = "graded"  # user attribute of a trial: tasks whose numbers are scores; all others' are margins, right above 0
 FORMS = ("plain", "healed")
-HOPES = (0.0, 0.5, 1.0)  # standard deviations added to what is expected, in turn
+HOPES = (0.0, 0.5, 0.0)  # standard deviations added to what is expected, in turn
 FEWEST = 4  # trials that have answered a document before it is foretold
+BLUR = 0.5  # of the squared leave-one-out error: with all of it every document would seem undecided
 GENERATIONS, BROOD, STEP = 25, 20, 0.1  # of the search within what is foretold
 RETRIES = 5  # of a point outside the cube, before it is put on its border
 
@@ -45,7 +47,7 @@ class Told:
 
 
 class Margins(Seeded):
-    """The recipe whose answers are expected to be best, with more hope for the unknown at every second and third proposal.
+    """The recipe whose answers are expected to be best, at every third proposal with some hope for the unknown.
 
     Args:
         first: trials before anything is foretold; the starts, then points around the best of them.
@@ -58,7 +60,9 @@ class Margins(Seeded):
 
     wants_answers = True
 
-    def __init__(self, *, first: int = 8, sigma: float = 1 / 6, combine: Combine | None = None, **common: Unpack[Common]) -> None:
+    def __init__(
+        self, *, first: int = 12, sigma: float = 1 / 6, combine: Combine | None = None, **common: Unpack[Common]
+    ) -> None:
         super().__init__(**common)
         if first < FEWEST:
             raise TypeError(f"first: nothing is foretold from fewer than {FEWEST} trials, not {first}")
@@ -129,26 +133,32 @@ class Foretold:
     def __init__(self, arrived: Sequence[FrozenTrial], features: Features, combine: Combine, direction: StudyDirection) -> None:
         self.features, self.combine = features, combine
         told = [each for trial in arrived for each in _told(trial, features, direction)]
-        self.graded = {"", *(task for trial in arrived for task in trial.user_attrs.get(GRADED, ()))}
-        tasks = sorted({task for each in told for task in each.answers})
-        self.parts = {task: _parts([each for each in told if task in each.answers], task) for task in tasks}
+        self.tasks = sorted({task for each in told for task in each.answers})
+        graded = {"", *(task for trial in arrived for task in trial.user_attrs.get(GRADED, ()))}
+        self.graded = np.array([task in graded for task in self.tasks])
+        self.parts = _parts([each for each in told if len(each.answers) == len(self.tasks)], self.tasks)
         limited = [each for each in told if len(each.over)]
         self.limits = Processes(*_stacked(limited, [each.over for each in limited])) if len(limited) >= FEWEST else None
-        values = [_value(trial) for trial in arrived]
-        self.spread = float(np.std(values)) or 1.0
+        self.spread = float(np.std([_value(trial) for trial in arrived])) or 1.0
 
     def believing(self, running: Sequence[Mapping[str, Any]]) -> Foretold:
         """The same, certain of what is being scored."""
         if running:
             points = self.features(np.array([self.features.cube.point(params) for params in running]))
-            self.parts = {task: [part.believing(points) for part in parts] for task, parts in self.parts.items()}
+            self.parts = [part._replace(processes=part.processes.believing(points)) for part in self.parts]
         return self
 
     def __call__(self, points: Array, hope: float) -> Array:
         """[k]: what is expected at points [k, d] of the cube, less what it may cost to break a constraint."""
         x = self.features(points)
-        means = {task: _share(parts, x, hope, task in self.graded) for task, parts in self.parts.items()}
-        return self.combine(means) - self._risk(x)
+        return self.combine(self._means(x, hope)) - self._risk(x)
+
+    def _means(self, x: Array, hope: float) -> dict[str, Array]:
+        """Of every task: over its documents, the mean of the chance of a right answer, or of the score."""
+        belongs = [np.eye(len(self.tasks))[part.owner] for part in self.parts]
+        total = sum(part.right(x, hope, self.graded[part.owner]) @ mine for part, mine in zip(self.parts, belongs, strict=True))
+        means = total / sum(mine.sum(axis=0) for mine in belongs)
+        return dict(zip(self.tasks, np.asarray(means).T, strict=True))
 
     def _risk(self, x: Array) -> Array:
         """-log of the chance to keep every constraint (Gardner et al., 2014), in units of what values differ by."""
@@ -180,26 +190,33 @@ def best_point(foretold: Foretold, features: Features, arrived: Sequence[FrozenT
     return best
 
 
-def _share(parts: Sequence[Processes], x: Array, hope: float, graded: bool) -> Array:
-    """Mean over a task's documents of the chance of a right answer, or of the score."""
-    total, documents = np.zeros(len(x)), 0
-    for part in parts:
-        mean, deviation = part.predict(x)
-        hoped = mean + hope * deviation[:, None] * part.scale
-        if not graded:
-            hoped = ndtr(hoped / (np.sqrt(deviation**2 + part.kernel.noise)[:, None] * part.scale))
-        total, documents = total + hoped.sum(axis=1), documents + hoped.shape[1]
-    return total / documents
+class Part(NamedTuple):
+    """The documents of a rung, and the place of the task that each belongs to."""
+
+    owner: NDArray[np.int64]
+    processes: Processes
+
+    def right(self, x: Array, hope: float, graded: NDArray[np.bool_]) -> Array:
+        """[k, m]: the chance that each document is answered right, a graded one's score itself."""
+        mean, deviation = self.processes.predict(x)
+        spread = deviation[:, None] * self.processes.scale
+        hoped = mean + hope * spread
+        chance = ndtr(hoped / np.sqrt(spread**2 + BLUR * self.processes.missed))
+        return np.where(graded, hoped, chance)
 
 
-def _parts(told: Sequence[Told], task: str) -> list[Processes]:
+def _parts(told: Sequence[Told], tasks: Sequence[str]) -> list[Part]:
     """One for the documents that all have answered, one for those that only some have, and so on up the rungs."""
-    lengths = sorted({len(each.answers[task]) for each in told})
-    parts: list[Processes] = []
-    for low, high in zip([0, *lengths], lengths, strict=False):
-        there = [each for each in told if len(each.answers[task]) >= high]
+    low = np.zeros(len(tasks), dtype=np.int64)
+    parts: list[Part] = []
+    for rung in sorted({tuple(len(each.answers[task]) for task in tasks) for each in told}):
+        high = np.maximum(low, rung)
+        there = [each for each in told if all(len(each.answers[task]) >= n for task, n in zip(tasks, high, strict=True))]
         if len(there) >= FEWEST or not parts:
-            parts.append(Processes(*_stacked(there, [each.answers[task][low:high] for each in there])))
+            slices = [slice(a, b) for a, b in zip(low, high, strict=True)]
+            answers = [np.concatenate([each.answers[t][s] for t, s in zip(tasks, slices, strict=True)]) for each in there]
+            parts.append(Part(np.repeat(np.arange(len(tasks)), high - low), Processes(*_stacked(there, answers))))
+        low = high
     return parts
 
 
