@@ -28,7 +28,8 @@ def picked(experiment: Experiment, record: Record | None = None) -> Pick | None:
     if record and (known := record.read_json(FILE)):
         return Pick(**known)
     pace = None if search.budget is None else search.budget / search.trials
-    found = pick(experiment.space.distributions(), len(search.objectives), search.trials, pace=pace)
+    space, priced = experiment.space.distributions(), experiment.guard.ewc is not None and bool(experiment.guard.ewc.weights)
+    found = pick(space, len(search.objectives), search.trials, pace=pace, answers=not priced)
     if record:
         record.write_json(FILE, {"name": found.name, "reason": found.reason, "options": dict(found.options)})
     return found

@@ -47,6 +47,22 @@ def test_it_picks_by_dimensions_kinds_objectives_and_budget(space, objectives, t
     make_sampler(found.name, seed=0, space=space, **found.options)
 
 
+@pytest.mark.parametrize(
+    ("space", "objectives", "trials", "pace", "name"),
+    [
+        (space_of(12), 1, 100, None, "margins"),
+        (space_of(12), 1, 400, 20.0, "margins"),
+        (space_of(12), 1, 400, 1.0, "cmaes"),
+        (space_of(12), 1, 1000, None, "cmaes"),
+        (space_of(300), 1, 100, None, "cmaes"),
+        (space_of(3, 5), 1, 400, None, "tpe"),
+        (space_of(12), 2, 400, None, "nsga2"),
+    ],
+)
+def test_where_single_documents_are_answered_it_picks_margins(space, objectives, trials, pace, name):
+    assert pick(space, objectives, trials, pace=pace, answers=True).name == name
+
+
 def test_it_proposes_what_the_one_it_picks_would():
     space = space_of(5)
     for trials, kind in ((300, CmaEs), (5, Gp)):
@@ -73,7 +89,7 @@ def test_the_dry_run_the_progress_and_the_report_say_why(laboratory, capsys):
     search(space, laboratory / "study", workers=1, trials=6, watch=Watch(1_000_000))
     write_report(laboratory / "study")
 
-    said = "gp: 4 numbers, 0 choices, 6 trials: up to 150 a Gaussian process gets most out of each, at up to 0.0 s"
+    said = "margins: 4 numbers, 0 choices, 6 trials: single documents are answered; their margins tell more of few trials than a mean does"
     assert said in outlook(space, trials=6)
     assert f"auto picks {said}" in phases
     assert said in (laboratory / "study/report.md").read_text()
@@ -84,9 +100,9 @@ def test_a_study_asked_for_more_trials_keeps_its_pick(laboratory):
     search(space, laboratory / "study", workers=1, trials=4)
     before = parameters(laboratory / "study")
     search(space, laboratory / "study", workers=1, trials=6, resume=True, reopen=True)
-    search(change(laboratory, search={"sampler": "gp"}), laboratory / "other", workers=1, trials=6, reopen=True)
+    search(change(laboratory, search={"sampler": "margins"}), laboratory / "other", workers=1, trials=6, reopen=True)
 
-    assert json.loads((laboratory / "study/sampler.json").read_text())["name"] == "gp"
+    assert json.loads((laboratory / "study/sampler.json").read_text())["name"] == "margins"
     assert parameters(laboratory / "study")[:4] == before
     assert parameters(laboratory / "study") == parameters(laboratory / "other")
 

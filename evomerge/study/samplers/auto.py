@@ -17,6 +17,7 @@ from .seeded import Common, Seeded, Space
 
 GP_TRIALS = 150  # beyond them, or beyond so many dimensions, a Gaussian process takes seconds a proposal
 GP_DIMENSIONS = 100
+MARGINS_TRIALS = 400  # beyond them a proposal of margins takes more than a second
 SHARE = 0.1  # of the time from one trial to the next that a proposal may take, at the end of the study
 GENERATIONS = 8  # that a genetic search needs to get anywhere
 SMALLEST, LARGEST = 12, 50  # population of a genetic search
@@ -35,8 +36,15 @@ class Pick:
         return f"{self.name}{options}: {self.reason}"
 
 
-def pick(space: Mapping[str, BaseDistribution], objectives: int = 1, trials: int = 200, *, pace: float | None = None) -> Pick:
-    """The sampler for a space and a number of trials.
+def pick(
+    space: Mapping[str, BaseDistribution],
+    objectives: int = 1,
+    trials: int = 200,
+    *,
+    pace: float | None = None,
+    answers: bool = False,
+) -> Pick:
+    """The sampler for a space and a number of trials; `answers`: whether a trial tells what single documents were answered.
 
     `pace` is how many seconds there are from one trial to the next (the budget over the trials; with many workers they are few):
     a sampler that would take a tenth of them for a proposal is passed over.
@@ -44,11 +52,17 @@ def pick(space: Mapping[str, BaseDistribution], objectives: int = 1, trials: int
     open_ones = [d for d in space.values() if not d.single()]
     choices = sum(isinstance(d, CategoricalDistribution) for d in open_ones)
     counted = f"{len(open_ones) - choices} numbers, {choices} choices, {trials} trials"
-    slow = {name for name in ("gp", "tpe") if pace is not None and seconds(name, len(open_ones), trials) > SHARE * pace}
+    slow = {
+        name for name in ("gp", "margins", "tpe") if pace is not None and seconds(name, len(open_ones), trials) > SHARE * pace
+    }
     if objectives > 1:
         return _for_several(objectives, trials, counted, slow)
     if choices > len(open_ones) / 2 and "tpe" not in slow:
         return Pick("tpe", f"{counted}: most of the space are choices, of which TPE keeps a density each")
+    if answers and trials <= MARGINS_TRIALS and len(open_ones) <= GP_DIMENSIONS and "margins" not in slow:
+        return Pick(
+            "margins", f"{counted}: single documents are answered; their margins tell more of few trials than a mean does"
+        )
     if trials <= GP_TRIALS and len(open_ones) <= GP_DIMENSIONS and "gp" not in slow:
         takes = seconds("gp", len(open_ones), trials)
         return Pick("gp", f"{counted}: up to {GP_TRIALS} a Gaussian process gets most out of each, at up to {takes:.1f} s")
@@ -62,6 +76,8 @@ def seconds(name: str, dims: int, trials: int) -> float:
     """Of the processor for a proposal after so many trials, from measurements at 20 to 300 dimensions (docs/scaling.md)."""
     if name == "gp":
         return 0.005 * dims + 0.0017 * trials
+    if name == "margins":
+        return 0.1 + 0.003 * dims + 0.002 * trials
     return 0.0002 * dims + 2.7e-6 * dims * trials if name == "tpe" else 0.005
 
 
