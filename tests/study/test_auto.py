@@ -89,7 +89,7 @@ def test_the_dry_run_the_progress_and_the_report_say_why(laboratory, capsys):
     search(space, laboratory / "study", workers=1, trials=6, watch=Watch(1_000_000))
     write_report(laboratory / "study")
 
-    said = "margins: 4 numbers, 0 choices, 6 trials: single documents are answered; their margins tell more of few trials than a mean does"
+    said = "margins: 4 numbers, 0 choices, 6 trials: answers to single documents tell more than their mean"
     assert said in outlook(space, trials=6)
     assert f"auto picks {said}" in phases
     assert said in (laboratory / "study/report.md").read_text()

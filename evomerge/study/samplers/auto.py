@@ -60,9 +60,7 @@ def pick(
     if choices > len(open_ones) / 2 and "tpe" not in slow:
         return Pick("tpe", f"{counted}: most of the space are choices, of which TPE keeps a density each")
     if answers and trials <= MARGINS_TRIALS and len(open_ones) <= GP_DIMENSIONS and "margins" not in slow:
-        return Pick(
-            "margins", f"{counted}: single documents are answered; their margins tell more of few trials than a mean does"
-        )
+        return Pick("margins", f"{counted}: answers to single documents tell more than their mean")
     if trials <= GP_TRIALS and len(open_ones) <= GP_DIMENSIONS and "gp" not in slow:
         takes = seconds("gp", len(open_ones), trials)
         return Pick("gp", f"{counted}: up to {GP_TRIALS} a Gaussian process gets most out of each, at up to {takes:.1f} s")
