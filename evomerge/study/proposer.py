@@ -65,10 +65,10 @@ def sampler_of(
 
 
 def _combine(experiment: Experiment, references: Mapping[str, float] | None) -> Any:
-    """The suite's aggregate of foretold means; without any, before a task was foretold, it is a trial's value itself."""
+    """The suite's aggregate, of means that are foretold. Raises RecipeError where what is told of a trial is not that alone."""
     from evomerge.guards.aggregate import aggregate
 
     if experiment.guard.ewc and experiment.guard.ewc.weights:
-        raise RecipeError("guard.ewc.weights: the sampler margins foretells scores and no prices; give `guard.ewc.max` instead")
+        raise RecipeError("guard.ewc.weights: the sampler margins foretells scores and no prices; give guard.ewc.limits instead")
     kind, weights = experiment.suite.aggregate, experiment.suite.tasks
     return partial(aggregate, kind=kind, weights=weights, references=references if kind == "relative" else None)

@@ -139,12 +139,12 @@ class Trials:
         if getattr(self.study.sampler, "wants_documents", False) and outcome.state != "failed":
             trial.set_user_attr("documents", self._answers(outcome))
         if getattr(self.study.sampler, "wants_answers", False) and outcome.state != "failed":
-            for name, told in answers_of(outcome, self.arena).items():
-                trial.set_user_attr(name, told)
+            for name, answers in answers_of(outcome, self.arena).items():
+                trial.set_user_attr(name, answers)
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
-        values = list(outcome.objectives.values()) or outcome.told
-        ended = tell(self.study, trial, None if outcome.state == "failed" else values)
+        told = list(outcome.objectives.values()) or outcome.told
+        ended = tell(self.study, trial, None if outcome.state == "failed" else told)
         self._told.append(ended)
         self.journal.append(ended)
         if self.copy is not None:

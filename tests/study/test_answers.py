@@ -4,13 +4,18 @@ from dataclasses import replace
 
 import pytest
 
+from evomerge.errors import RecipeError
 from evomerge.recipe import Heal
 from evomerge.scoring.scores import Row, Scores
 from evomerge.scoring.suite import Splits
 from evomerge.study.answers import answers_of
 from evomerge.study.experiment import Experiment
+from evomerge.study.proposer import picked, sampler_of
 from evomerge.study.race import Race
+from evomerge.study.search import search
 from evomerge.study.trial import Arena, Outcome
+from tests.laboratory import change
+from tests.studies import parameters
 
 ORDER = (5, 2, 9, 0)  # of the search documents, two of them on the first rung
 
@@ -72,3 +77,21 @@ def test_a_task_that_a_parent_was_graded_at_tells_scores(arena, recipe):
 
     assert told["graded"] == ["close", "near"]
     assert told["answers"]["plain"]["near"] == [1.0, 0.75]
+
+
+def test_a_study_whose_aggregate_is_relative_is_searched_by_margins(laboratory):
+    space = change(laboratory, suite={"aggregate": "relative"}, search={"sampler": "margins", "sampler_options": {"first": 4}})
+
+    assert search(space, laboratory / "study", workers=1, trials=7) in (0, 3, 4, 5)
+    assert len(parameters(laboratory / "study")) == 7
+
+
+def test_prices_are_refused_by_name_and_auto_picks_somebody_else(laboratory):
+    priced = {"ewc": {"fisher": "fishers", "weights": {"base": 1.0}}}
+    named = Experiment.read(change(laboratory, guard=priced, search={"sampler": "margins"}))
+
+    with pytest.raises(RecipeError, match=r"guard\.ewc\.weights: .* give guard\.ewc\.limits"):
+        sampler_of(named)
+    found = picked(Experiment.read(change(laboratory, search={"sampler": "auto"})))
+    assert found is not None
+    assert found.name == "gp"

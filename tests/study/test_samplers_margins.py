@@ -112,6 +112,36 @@ def foretold(trials, healed=False, combine=None):
     return Foretold(trials, Features(Cube(XY), sampler, healed), combine or sampler.combine, UP)
 
 
+def test_what_is_being_scored_already_promises_nothing_new():
+    trials = [told(x, y, [x - 0.5] * 6) for x, y in ((0.1, 0.1), (0.3, 0.2), (0.2, 0.3), (0.4, 0.1), (0.1, 0.4))]
+    there = np.array([[0.9, 0.9]])
+    promised, known = foretold(trials), foretold(trials).believing([{"x": 0.9, "y": 0.9}])
+
+    assert promised(there, 2.0) - promised(there, 0.0) > 2 * (known(there, 2.0) - known(there, 0.0))
+
+
+def test_trials_that_answered_nothing_count_only_as_long_as_none_did():
+    study = optuna.create_study(direction="maximize", sampler=Margins(space=XY, first=4, seed=3))
+    for x, y in GRID:
+        study.add_trial(create_trial(params={"x": y, "y": x}, distributions=XY, value=1 - x))
+        trial = told(x, y, [x - 0.5] * 4)
+        trial.value = x
+        study.add_trial(trial)
+
+    assert study.ask(XY).params["x"] > 0.7
+
+
+def test_a_trial_with_fewer_constraints_than_others_tells_nothing_of_them():
+    study = optuna.create_study(direction="maximize", sampler=make_sampler("margins", seed=0, space=XY, first=4))
+    for number in range(10):
+        trial = study.ask(XY)
+        for name in ("one", "two")[: 1 + number % 2]:
+            trial.set_constraint(name, trial.params["x"] - 0.5)
+        study.tell(trial, trial.params["x"])
+
+    assert len(study.trials) == 10
+
+
 GRID = [(x, y) for x in (0.1, 0.3, 0.5, 0.7, 0.9) for y in (0.2, 0.8)]
 
 

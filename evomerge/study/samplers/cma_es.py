@@ -15,13 +15,12 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from .arrival import arrived, note_arrival
 from .cube import Cube, Vector
 from .evolution import Asked, Evolution, Settings, Told
 from .seeded import Active, Seeded, Space, Start, seed_for
 
 ASKED = "cmaes:asked"  # on a trial: the run that asked for it, and its steps before rounding
-ARRIVAL = "cmaes:arrival"  # on a trial: how many had finished before it; with several workers not the order of numbers
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass
@@ -99,20 +98,18 @@ class CmaEs(Seeded):
         return replay.cube.params(asked.point)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        arrival = len(study.get_trials(deepcopy=False, states=FINISHED))
-        study._storage.set_trial_system_attr(trial._trial_id, ARRIVAL, arrival)
+        note_arrival(study, trial)
 
     def _caught_up(self, study: Study, cube: Cube) -> Replay:
         """The distribution after all results so far: the kept one if it only lacks the latest, else one told from the first."""
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        arrived = sorted(complete, key=lambda trial: (trial.system_attrs.get(ARRIVAL, trial.number), trial.number))
-        numbers = [trial.number for trial in arrived]
+        trials = arrived(study)
+        numbers = [trial.number for trial in trials]
         replay = self._replays.pop() if self._replays else None
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        settings = self._settings(cube, self._best_start(arrived, cube, sign))
+        settings = self._settings(cube, self._best_start(trials, cube, sign))
         if replay is None or not replay.is_behind(study.study_name, cube, settings, numbers):
             replay = Replay(study.study_name, cube, settings, Evolution(settings))
-        for trial in arrived[len(replay.seen) :]:
+        for trial in trials[len(replay.seen) :]:
             replay.seen.append(trial.number)
             if cube.space.keys() <= trial.params.keys():
                 replay.evolution.tell(self._without_idle(trial, cube, _told(trial, cube, sign)))
@@ -123,9 +120,9 @@ class CmaEs(Seeded):
         unused = set(self.idle(trial.params, cube.space))
         return told._replace(point=np.where([name in unused for name in cube.space], np.nan, told.point)) if unused else told
 
-    def _best_start(self, arrived: Sequence[FrozenTrial], cube: Cube, sign: float) -> Mapping[str, Any]:
+    def _best_start(self, trials: Sequence[FrozenTrial], cube: Cube, sign: float) -> Mapping[str, Any]:
         """The beginning that turned out best so far; the first before any did."""
-        own = [trial for trial in arrived if ASKED not in trial.system_attrs and cube.space.keys() <= trial.params.keys()]
+        own = [trial for trial in trials if ASKED not in trial.system_attrs and cube.space.keys() <= trial.params.keys()]
         told = [(trial.params, _told(trial, cube, sign)) for trial in own]
         points = [cube.params(cube.point(start)) for start in self.starts] if len(self.starts) > 1 else []
         tried = [(each.violation, each.loss, points.index(params)) for params, each in told if params in points]

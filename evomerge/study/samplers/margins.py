@@ -19,7 +19,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import log_ndtr, ndtr
 
-from .cma_es import ARRIVAL, FINISHED
+from .arrival import arrived, note_arrival
 from .cube import Cube, Vector
 from .evolution import DIAGONAL_ABOVE
 from .kriging import Array, Processes
@@ -54,8 +54,8 @@ class Margins(Seeded):
         sigma: the standard deviation of those points, in widths of the ranges.
         combine: the mean of every task as arrays → what is to be maximised; their plain mean by default.
 
-    A trial tells its answers in the user attribute `answers`; without them its value is its only document. Constraints are
-    foretold as well, and what is likely to break one is worth less.
+    A trial tells its answers in the user attribute `answers`; where no trial has any, its value is its only document. Constraints
+    are foretold as well, and what is likely to break one is worth less.
     """
 
     wants_answers = True
@@ -75,27 +75,25 @@ class Margins(Seeded):
 
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
         cube, draw = Cube(space), self.draw(study, trial)
-        trials = study.get_trials(deepcopy=False)
-        arrived = sorted(
-            (t for t in trials if t.state == TrialState.COMPLETE and space.keys() <= t.params.keys()),
-            key=lambda t: (t.system_attrs.get(ARRIVAL, t.number), t.number),
-        )
-        if len(arrived) < self.first:
+        trials = arrived(study, space)
+        trials = [trial for trial in trials if ANSWERS in trial.user_attrs] or trials
+        if len(trials) < self.first:
             rng = np.random.default_rng(seed_for(self.seed, draw))
-            centre = self._centre(arrived, cube, study.direction)
+            centre = self._centre(trials, cube, study.direction)
             return cube.params(np.clip(centre + self.sigma * rng.standard_normal(len(cube)), 0.0, 1.0))
-        running = [t for t in trials if t.state == TrialState.RUNNING and space.keys() <= t.params.keys()]
-        features = Features(cube, self, any("healed" in t.user_attrs.get(ANSWERS, ()) for t in arrived))
-        foretold = Foretold(arrived, features, self.combine, study.direction).believing([t.params for t in running])
-        return cube.params(best_point(foretold, features, arrived, HOPES[draw % len(HOPES)], seed_for(self.seed, draw)))
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        features = Features(cube, self, any("healed" in trial.user_attrs.get(ANSWERS, ()) for trial in trials))
+        foretold = Foretold(trials, features, self.combine, study.direction)
+        foretold = foretold.believing([other.params for other in running if space.keys() <= other.params.keys()])
+        return cube.params(best_point(foretold, features, trials, HOPES[draw % len(HOPES)], seed_for(self.seed, draw)))
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        study._storage.set_trial_system_attr(trial._trial_id, ARRIVAL, len(study.get_trials(deepcopy=False, states=FINISHED)))
+        note_arrival(study, trial)
 
-    def _centre(self, arrived: Sequence[FrozenTrial], cube: Cube, direction: StudyDirection) -> Vector:
+    def _centre(self, trials: Sequence[FrozenTrial], cube: Cube, direction: StudyDirection) -> Vector:
         """The best so far of the starts and what was drawn around them; before any is known the first start, or the middle."""
         sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
-        sound = [t for t in arrived if all(value <= 0 for value in t.constraints.values())] or arrived
+        sound = [t for t in trials if all(value <= 0 for value in t.constraints.values())] or trials
         top = max(sound, key=lambda t: sign * _value(t), default=None)
         return cube.point(top.params if top else next(iter(self.starts), {}))
 
@@ -130,16 +128,17 @@ class Features:
 class Foretold:
     """The objective of any point, from the answers of trials."""
 
-    def __init__(self, arrived: Sequence[FrozenTrial], features: Features, combine: Combine, direction: StudyDirection) -> None:
+    def __init__(self, trials: Sequence[FrozenTrial], features: Features, combine: Combine, direction: StudyDirection) -> None:
         self.features, self.combine = features, combine
-        told = [each for trial in arrived for each in _told(trial, features, direction)]
+        told = [each for trial in trials for each in _told(trial, features, direction)]
         self.tasks = sorted({task for each in told for task in each.answers})
-        graded = {"", *(task for trial in arrived for task in trial.user_attrs.get(GRADED, ()))}
+        graded = {"", *(task for trial in trials for task in trial.user_attrs.get(GRADED, ()))}
         self.graded = np.array([task in graded for task in self.tasks])
         self.parts = _parts([each for each in told if len(each.answers) == len(self.tasks)], self.tasks)
-        limited = [each for each in told if len(each.over)]
+        limits = max(len(each.over) for each in told)
+        limited = [each for each in told if limits and len(each.over) == limits]
         self.limits = Processes(*_stacked(limited, [each.over for each in limited])) if len(limited) >= FEWEST else None
-        self.spread = float(np.std([_value(trial) for trial in arrived])) or 1.0
+        self.spread = float(np.std([_value(trial) for trial in trials])) or 1.0
 
     def believing(self, running: Sequence[Mapping[str, Any]]) -> Foretold:
         """The same, certain of what is being scored."""
@@ -170,9 +169,9 @@ class Foretold:
         return risk
 
 
-def best_point(foretold: Foretold, features: Features, arrived: Sequence[FrozenTrial], hope: float, seed: int) -> Vector:
+def best_point(foretold: Foretold, features: Features, trials: Sequence[FrozenTrial], hope: float, seed: int) -> Vector:
     """Where most is foretold: an evolution begun at the best of the trials, and that trial where it finds nothing better."""
-    tried = np.array([features.cube.point(trial.params) for trial in arrived])
+    tried = np.array([features.cube.point(trial.params) for trial in trials])
     centre: Vector = tried[int(foretold(tried, 0.0).argmax())]
     if len(centre) == 1:  # an evolution needs two dimensions
         line = np.linspace(0.0, 1.0, GENERATIONS * BROOD)[:, None]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from .cma_es import ARRIVAL, FINISHED
+from .arrival import arrived, note_arrival
 from .cube import Cube, Vector
 from .seeded import Common, Seeded, Space, seed_for
 from .uniform import Qmc
@@ -115,18 +115,16 @@ class Niches(Seeded):
         return cube.params(_child(*archive.parents(rng), cube, rng, self.mutation))
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        study._storage.set_trial_system_attr(trial._trial_id, ARRIVAL, len(study.get_trials(deepcopy=False, states=FINISHED)))
+        note_arrival(study, trial)
 
     def _caught_up(self, study: Study, space: Space) -> Archive:
         """The archive after all results so far: the kept one if it only lacks the latest, else one told from the first."""
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        inside = [trial for trial in complete if space.keys() <= trial.params.keys()]
-        arrived = sorted(inside, key=lambda trial: (trial.system_attrs.get(ARRIVAL, trial.number), trial.number))
-        numbers, archive = [trial.number for trial in arrived], self._archives.get(study.study_name)
+        trials = arrived(study, space)
+        numbers, archive = [trial.number for trial in trials], self._archives.get(study.study_name)
         if archive is None or archive.seen != numbers[: len(archive.seen)]:
             archive = self._archives[study.study_name] = Archive(self.size, self.alpha)
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
-        for trial in arrived[len(archive.seen) :]:
+        for trial in trials[len(archive.seen) :]:
             archive.tell(_member(trial, Cube(space), sign, set(self.idle(trial.params, space))))
         return archive
 

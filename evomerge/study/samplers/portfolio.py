@@ -9,8 +9,9 @@ import numpy as np
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from .arrival import arrived, note_arrival
 from .borrowed import Gp, Tpe
-from .cma_es import ARRIVAL, CmaEs
+from .cma_es import CmaEs
 from .cube import Cube
 from .seeded import Common, Seeded, Space, seed_for
 from .uniform import Qmc, Random
@@ -66,19 +67,16 @@ class Portfolio(Seeded):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         for arm in self.arms.values():
             arm.after_trial(study, trial, state, values)
-        if "cmaes" not in self.arms:
-            finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-            study._storage.set_trial_system_attr(trial._trial_id, ARRIVAL, len(study.get_trials(deepcopy=False, states=finished)))
+        note_arrival(study, trial)
 
 
 def credits_of(study: Study, arms: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Faded successes and failures of every arm; a failed trial is a failure."""
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-    arrived = sorted(finished, key=lambda trial: (trial.system_attrs.get(ARRIVAL, trial.number), trial.number))[-REMEMBERED:]
+    latest = arrived(study, states=(TrialState.COMPLETE, TrialState.FAIL))[-REMEMBERED:]
     sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    worth = [_worth(trial, sign) for trial in arrived]
+    worth = [_worth(trial, sign) for trial in latest]
     credit = {name: [0.0, 0.0] for name in arms}
-    for i, trial in enumerate(arrived):
+    for i, trial in enumerate(latest):
         for pair in credit.values():
             pair[0], pair[1] = FADING * pair[0], FADING * pair[1]
         earlier = worth[max(0, i - WINDOW) : i]
