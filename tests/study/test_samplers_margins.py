@@ -153,6 +153,7 @@ def test_documents_of_a_higher_rung_count_as_soon_as_four_trials_have_answered_t
     assert foretold(low)(right, 0.0) > 0.8
     assert foretold(low + high[:3])(right, 0.0) > 0.8
     assert foretold(low + high)(right, 0.0) < 0.5  # six of eight say the contrary
+    assert [len(part.owner) for part in foretold(low + high).parts] == [2, 6]  # each document once
 
 
 def test_a_graded_task_is_foretold_as_its_score_and_others_as_chances():
