@@ -10,7 +10,8 @@ from typing import Any
 
 from evomerge import rope
 from evomerge.candidate.checkpoint import FLOATS, Checkpoint, TensorInfo
-from evomerge.candidate.stack import Part, is_embedding, numbered, stack, stacked_config
+from evomerge.candidate.layers import stacked_config
+from evomerge.candidate.stack import Depths, Part, stack, stacked_tower
 from evomerge.document import nearest
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.recipe import WITHOUT_BASE, Cases, Curve, Knob, Recipe, Rule, Steps, dial_of
@@ -90,9 +91,9 @@ def resolve(
     rules = recipe.all_rules
     for place, rule in rules.items():
         _check_whole(rule, place)
-    parts = stack(recipe, {"base": base, **(sources or {})}, outputs) if recipe.slices else _unstacked(base)
+    parts = list(stack(recipe, {"base": base, **(sources or {})}, outputs) if recipe.slices else _unstacked(base))
     steps = tuple(_copied(part) if part.name in base.carried else _step(recipe, part) for part in parts)
-    used = {id(step.rule) for step in steps}
+    used = {id(step.rule) for step in steps} | _deciding(recipe, parts)
     idle = {place: rule for place, rule in rules.items() if id(rule) not in used}
     if not recipe.slices:  # which layers a stack has may be searched
         _refuse_dead_rules(idle, [*outputs(base), *[HEAD] * bool(base.config.get("tie_word_embeddings"))])
@@ -107,8 +108,17 @@ def resolve(
     _refuse_dead_cases(rules, steps)
     config = _config(recipe, base)
     if recipe.slices:
-        config = stacked_config(config, recipe, {"base": base, **(sources or {})})
+        tower = stacked_tower(recipe, base, outputs)
+        config = stacked_config(config, recipe, {"base": base, **(sources or {})}, tower)
     return Plan(steps, config, (*doubts, *shadowed, *copied, *_narrowed(rules, steps)))
+
+
+def _deciding(recipe: Recipe, parts: Iterable[Part]) -> set[int]:
+    """The rules that a stack's other rules hide, but that say it is one: as there are some for what lies beside it."""
+    if all(rule.stacked for rule in recipe.rules):
+        return set()
+    stacked = [part.name for part in parts if part.slice is not None]
+    return {id(rule) for rule in recipe.rules if any(rule.matches(name) for name in stacked)}
 
 
 def _unstacked(base: Checkpoint) -> Iterator[Part]:
@@ -163,10 +173,11 @@ def _check_models(part: Part, place: str, rule: Rule) -> None:
     assert part.origins is not None
     needed = rule.sources if rule.knobs.get("between") == "models" or rule.method in WITHOUT_BASE else (rule.base, *rule.sources)
     if missing := [role for role in needed if role not in part.origins]:
-        raise RecipeError(
-            f"{place}: {rule.method} reads {missing[0]!r} for {part.name!r}, and slices[{part.slice}] takes no layers from it;"
-            f" add {missing[0]!r} to its `layers`, or give the slice a rule of its own"
-        )
+        who, here = missing[0], f"slices[{part.slice}]"
+        why = "it has none; give the tensor a rule without it"
+        if part.slice is not None:
+            why = f"{here} takes no layers from it; add {who!r} to its `layers`, or give the slice a rule of its own"
+        raise RecipeError(f"{place}: {rule.method} reads {who!r} for {part.name!r}, and {why}")
 
 
 def _at(knob: Knob, depth: float, place: str, step: Step, role: str = "") -> Any:
@@ -261,28 +272,6 @@ def _check_sum(weight: Mapping[str, Groups], place: str, name: str) -> None:
     for g in range(count):
         if not sum(groups[g * len(groups) // count] for groups in weight.values()):
             raise RecipeError(f"{place}.weight: add up to 0 at {name!r}; raise one, or set normalize: false")
-
-
-class Depths:
-    """Where a tensor stands between the first layer (0) and the last (1), read from the first number in its name."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._last: dict[str, int] = {}
-        for name in names:
-            if found := numbered(name):
-                stack, layer = found
-                self._last[stack] = max(layer, self._last.get(stack, 0))
-
-    @property
-    def layers(self) -> int:
-        """Layers of the deepest stack."""
-        return max(self._last.values(), default=0) + 1
-
-    def of(self, name: str) -> float:
-        if found := numbered(name):
-            stack, layer = found
-            return layer / max(self._last[stack], 1)
-        return 0.0 if is_embedding(name) else 1.0
 
 
 def _config(recipe: Recipe, base: Checkpoint) -> dict[str, Any]:

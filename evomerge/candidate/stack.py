@@ -1,24 +1,21 @@
-"""Layers of any model in any order: what each tensor of a stack is made of, and the config it goes with."""
+"""Layers of any model in any order: what each tensor of a stack is made of."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo
+from evomerge.candidate.layers import layer_count
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.recipe import Recipe, Slice
 
-COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # what configs call the number of layers
-INNER = ("text_config", "llm_config", "language_config")  # where models of several towers keep that of their text
 # What the parts of a block are called that write to the residual stream: a slice's `scale` multiplies them
 WRITERS = frozenset(
     ("o_proj", "out_proj", "c_proj", "down_proj", "dense", "dense_4h_to_h", "wo", "w2", "fc2", "fc_out", "out_lin", "lin2")
 )
 AFTERWARDS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm")  # norms behind a block undo any scale of it
-BY_NUMBER = ("first_k_dense_replace", "mlp_only_layers", "moe_layer_freq", "attn_layer_period", "attn_layer_offset")
 
 Outputs = Callable[[Checkpoint], Iterable[str]]
 
@@ -47,14 +44,37 @@ def is_embedding(name: str) -> bool:
     return bool(re.search(r"emb|wte|wpe|^shared\.", name)) and "embed_out" not in name
 
 
+class Depths:
+    """Where a tensor stands between the first layer (0) and the last (1), read from the first number in its name."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._last: dict[str, int] = {}
+        for name in names:
+            if found := numbered(name):
+                stack, layer = found
+                self._last[stack] = max(layer, self._last.get(stack, 0))
+
+    @property
+    def layers(self) -> int:
+        """Layers of the deepest stack."""
+        return max(self._last.values(), default=0) + 1
+
+    def of(self, name: str) -> float:
+        if found := numbered(name):
+            stack, layer = found
+            return layer / max(self._last[stack], 1)
+        return 0.0 if is_embedding(name) else 1.0
+
+
 def stack(recipe: Recipe, models: Mapping[str, Checkpoint], outputs: Outputs) -> list[Part]:
     """The tensors of a recipe with slices, in the order of their names.
 
     Raises RecipeError for a layer that a model does not have, CheckpointError where layers that are to be merged differ.
     """
-    towers = {role: Tower.of(role, model, outputs) for role, model in models.items()}
+    names = {role: list(outputs(model)) for role, model in models.items()}
+    towers = towers_of(recipe, models, names)
     total = sum(part.count for part in recipe.slices)
-    parts = list(_outside(recipe, models, towers))
+    parts = [*_outside(recipe, models, towers), *_beside(recipe, models, names["base"])]
     offset = 0
     for i, part in enumerate(recipe.slices):
         for step in range(part.count):
@@ -62,6 +82,16 @@ def stack(recipe: Recipe, models: Mapping[str, Checkpoint], outputs: Outputs) ->
             parts += _layer(i, part, step, offset + step, depths, towers)
         offset += part.count
     return sorted(parts, key=lambda part: part.name)
+
+
+def stacked_tower(recipe: Recipe, base: Checkpoint, outputs: Outputs) -> str:
+    """What comes before the numbers of the layers that a recipe's slices are about."""
+    return towers_of(recipe, {"base": base}, {"base": list(outputs(base))})["base"].prefix
+
+
+def towers_of(recipe: Recipe, models: Mapping[str, Checkpoint], names: Mapping[str, Iterable[str]]) -> dict[str, Tower]:
+    """Of each model the tower that is stacked."""
+    return {role: Tower.of(role, models[role], filter(recipe.stacks, names[role])) for role in names}
 
 
 @dataclass(frozen=True)
@@ -75,8 +105,9 @@ class Tower:
     model: Checkpoint
 
     @classmethod
-    def of(cls, role: str, model: Checkpoint, outputs: Outputs) -> Tower:
-        names = list(outputs(model))
+    def of(cls, role: str, model: Checkpoint, names: Iterable[str]) -> Tower:
+        """The tower of as many layers as the config announces, the largest of several, among the tensors of these names."""
+        names = list(names)
         stacks: dict[str, dict[int, dict[str, str]]] = {}
         for name in names:
             if found := numbered(name):
@@ -85,7 +116,7 @@ class Tower:
         count = layer_count(model.config)
         fitting = [prefix for prefix, layers in stacks.items() if len(layers) == count] or list(stacks)
         if not fitting:
-            raise CheckpointError(f"{model.path}: {role!r} has no numbered layers; leave `slices` out")
+            raise CheckpointError(f"{model.path}: {role!r} has no numbered layers to stack; leave `slices` out")
         prefix = max(
             fitting, key=lambda p: sum(model.tensors[n].elements for layer in stacks[p].values() for n in layer.values())
         )
@@ -116,7 +147,7 @@ def _layer(
         _check_scale(i, names)
     for rest in names:
         origins = {role: layer[rest] for role, layer in found.items()}
-        info = _same(f"slices[{i}]", origins, towers)
+        info = _same(f"slices[{i}]", origins, {role: tower.model for role, tower in towers.items()})
         scale = part.scale if writes(rest) else 1.0
         out = f"{prefix}.{index}{rest}" if prefix else f"{index}{rest}"
         yield Part(out, info, depths[0], i, depths[1], origins, scale)
@@ -133,12 +164,21 @@ def _outside(recipe: Recipe, models: Mapping[str, Checkpoint], towers: Mapping[s
             )
         origins = dict.fromkeys(roles, name)
         depth = 0.0 if is_embedding(name) else 1.0
-        yield Part(name, _same(f"slices[{i}]", origins, towers), depth, i, depth, origins)
+        yield Part(name, _same(f"slices[{i}]", origins, models), depth, i, depth, origins)
 
 
-def _same(place: str, origins: Mapping[str, str], towers: Mapping[str, Tower]) -> TensorInfo:
+def _beside(recipe: Recipe, models: Mapping[str, Checkpoint], names: Iterable[str]) -> Iterator[Part]:
+    """What the slices are not about, from every model that has it, at its depth in a tower of its own."""
+    aside = [name for name in names if not recipe.stacks(name)]
+    depths = Depths(aside)
+    for name in aside:
+        origins = {role: name for role, model in models.items() if name in model.tensors}
+        yield Part(name, _same("rules", origins, models), depths.of(name), origins=origins)
+
+
+def _same(place: str, origins: Mapping[str, str], models: Mapping[str, Checkpoint]) -> TensorInfo:
     """What is said of a tensor by all models that give it; they must agree on its shape."""
-    infos = {role: towers[role].model.tensors[name] for role, name in origins.items()}
+    infos = {role: models[role].tensors[name] for role, name in origins.items()}
     (leader, first), *rest = infos.items()
     for role, info in rest:
         if info.shape != first.shape:
@@ -165,45 +205,3 @@ def _check_scale(i: int, names: Mapping[str, str]) -> None:
             f"slices[{i}].scale: none of the layer's tensors is known to write to the residual stream ({known});"
             " give the slice a rule with method passthrough and its own scale"
         )
-
-
-def layer_count(config: Mapping[str, Any]) -> int | None:
-    """How many layers a config announces, its text tower's where it has several."""
-    inner: Mapping[str, Any] = next((config[key] for key in INNER if isinstance(config.get(key), Mapping)), {})
-    return next((int(each[key]) for each in (config, inner) for key in COUNTS if isinstance(each.get(key), int)), None)
-
-
-def stacked_config(config: Mapping[str, Any], recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """The base's config with the new number of layers, and what it lists layer by layer taken from where they come from."""
-    origins = [
-        (role, first + step)
-        for part in recipe.slices
-        for role, (first, _) in [next(iter(part.layers.items()))]
-        for step in range(part.count)
-    ]
-    key = next((key for key in INNER if isinstance(config.get(key), Mapping)), None)
-    configs = {role: model.config for role, model in models.items()}
-    if key is None:
-        return _restacked(config, origins, configs)
-    inner = {role: each.get(key, {}) for role, each in configs.items()}
-    return {**config, key: _restacked(config[key], origins, inner)}
-
-
-def _restacked(
-    config: Mapping[str, Any], origins: list[tuple[str, int]], configs: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    changed: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in COUNTS:
-            changed[key] = len(origins)
-        elif isinstance(value, list) and "layer" in key and len(value) == layer_count(config):
-            changed[key] = [_item(configs.get(role, {}).get(key), index, value) for role, index in origins]
-        elif key in BY_NUMBER and value not in (None, [], 0, 1):
-            raise RecipeError(f"slices: the config counts layers by `{key}`, which no stack keeps; leave `slices` out")
-    return {**config, **changed}
-
-
-def _item(values: Any, index: int, fallback: list[Any]) -> Any:
-    """A layer's entry in its own model's list; where that has none, in the base's."""
-    known = values if isinstance(values, list) and index < len(values) else fallback
-    return known[min(index, len(known) - 1)]

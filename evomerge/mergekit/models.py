@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,8 +89,8 @@ def model_type(location: str) -> str:
     return str(_config(location).get("model_type", ""))
 
 
-def towers(location: str) -> set[str]:
-    """What comes before the numbers in the tensors' names of a model on disk; nothing where there is none to read."""
+def towers(location: str) -> dict[str, int]:
+    """What comes before the numbers in the tensors' names of a model on disk, and how many there are; of none to read, none."""
     file = Path(location) / "model.safetensors"
     try:
         if file.is_file():
@@ -98,8 +99,9 @@ def towers(location: str) -> set[str]:
         else:
             names = json.loads((Path(location) / f"{file.name}.index.json").read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError):
-        return set()
-    return {found[1] for found in (re.match(r"(.*?)\.\d+\.", name) for name in names) if found}
+        return {}
+    numbered = {(found[1], found[2]) for found in (re.match(r"(.*?)\.(\d+)\.", name) for name in names) if found}
+    return Counter(tower for tower, _ in numbered)
 
 
 def _config(location: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ layers (`model.vision_tower.encoder.layers`), and `default` the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 from evomerge.document import Place, nearest
 from evomerge.errors import RecipeError
@@ -41,8 +42,31 @@ def patterns(names: Iterable[str], place: Place, location: str) -> dict[str, str
     return found | {name: known[name] for name in PARTS if name in given} | {name: "*" for name in REST if name in given}
 
 
+def names_of(matches: Sequence[str], location: str) -> dict[str, str]:
+    """The modules whose patterns these are, in their order; none where mergekit has no names for them."""
+    by_tower = ["default" if match == "*" else match.removesuffix(".*") for match in matches]
+    for names in (*COMPLETE, by_tower):
+        try:
+            found = patterns(names, Place("modules"), location)
+        except RecipeError:
+            continue
+        if list(found.values()) == list(matches):
+            return found
+    return {}
+
+
+def layers_of(match: str, before: Iterable[str], location: str) -> int | None:
+    """How many layers a module has, whose tensors are those of `match` that no pattern `before` takes; None where unknown."""
+    counts = [
+        count
+        for tower, count in towers(location).items()
+        if fnmatchcase(f"{tower}.0.", match) and not any(fnmatchcase(f"{tower}.0.", other) for other in before)
+    ]
+    return max(counts, default=None)
+
+
 def _missing(given: set[str], location: str) -> set[str]:
     """What has to be named beside these; nothing too where they belong to no family together."""
     if any("." in name for name in given):
-        return ({"default"} | towers(location)) - given
+        return {"default", *towers(location)} - given
     return min((whole - given for whole in COMPLETE if given <= whole), key=len, default=set())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from evomerge.document import Block, Place, nearest
 from evomerge.errors import RecipeError
 from evomerge.mergekit.models import Model, Models, layer_count
-from evomerge.mergekit.modules import patterns
+from evomerge.mergekit.modules import layers_of, patterns
 from evomerge.mergekit.parameters import EITHER, OVER_MODELS, PARAMETERS
 from evomerge.mergekit.settings import Level, Reader
 from evomerge.mergekit.tokenizer import from_blocks
@@ -84,14 +85,17 @@ class _File:
         modules = list(self._modules())
         names = [name for name, _, _ in modules]
         alone = names == ["default"]
-        pieces = [piece for _, inner, levels in modules for piece in self._pieces(inner, levels, alone=alone)]
-        leading = self.base or pieces[0].leading
+        pieces = {name: self._pieces(inner, levels) for name, inner, levels in modules}
+        leading = self.base or next(iter(pieces.values()))[0].leading
         self.models.names[leading] = "base"
-        whole = not alone or (len(pieces) == 1 and self._is_whole(pieces[0].entries))
-        merged = [self._merged(piece, whole=whole) for piece in pieces]
+        matches = {"default": "*"} if alone else patterns(names, self.place / "modules", leading.path)
+        stacked = self._stacked(pieces, matches)
+        merged = {name: [self._merged(piece, whole=name != stacked) for piece in parts] for name, parts in pieces.items()}
         tokenizer = self._tokenizer()
-        rules = merged[0]["rules"] if alone else self._by_name(names, merged, leading)
-        body = {"rules": rules} if whole else {"rules": [], "slices": merged}
+        if not alone:
+            told = ", ".join(f"{name} is {'the rest' if match == '*' else match}" for name, match in matches.items())
+            self.said.append(f"modules: by the names of tensors: {told}")
+        body = self._body(merged, matches, stacked)
         return {
             "base": leading.to_data(), "sources": self._sources(leading), **body, "dtype": self._dtype(), **tokenizer,
         }  # fmt: skip
@@ -119,20 +123,26 @@ class _File:
                 raise RecipeError(f"{inner.place}: a module has either models or slices")
             yield str(name), inner, [Level.of(inner, self.method), top]
 
-    def _pieces(self, inner: Block, levels: list[Level], *, alone: bool) -> list[Piece]:
-        if not alone and "models" not in inner:
-            raise RecipeError(
-                f"{inner.place}: slices of one module among several; where they are all layers, list models instead"
-            )
+    def _pieces(self, inner: Block, levels: list[Level]) -> list[Piece]:
         return [self._slice(part, levels, listed="models" in inner) for part in self._parts(inner)]
 
-    def _by_name(self, names: Sequence[str], merged: Sequence[dict[str, Any]], leading: Model) -> list[dict[str, Any]]:
-        """The rules of several modules, each for the tensors of its own."""
-        found = patterns(names, self.place / "modules", leading.path)
-        rules = dict(zip(names, (part["rules"][0] for part in merged), strict=True))
-        told = ", ".join(f"{name} is {'the rest' if match == '*' else match}" for name, match in found.items())
-        self.said.append(f"modules: by the names of tensors: {told}")
-        return [{**rules[name], "match": match} for name, match in found.items()]
+    def _stacked(self, pieces: Mapping[str, list[Piece]], matches: Mapping[str, str]) -> str | None:
+        """The module whose layers change in number or place; of the others every slice is all layers of its models."""
+        found = [
+            name for name, parts in pieces.items() if len(parts) > 1 or not _is_whole(parts[0].entries, _counting(name, matches))
+        ]
+        if len(found) > 1:
+            raise RecipeError(f"{self.place / 'modules'}: {' and '.join(found)} are stacks of slices; one tower can be stacked")
+        return found[0] if found else None
+
+    def _body(self, merged: Mapping[str, Any], matches: Mapping[str, str], stacked: str | None) -> dict[str, Any]:
+        """Rules for the tensors of each module, and the slices of one; its own rule says only which tensors they are about."""
+        rules = [
+            {**merged[name][0]["rules"][0], "match": match, **({} if stacked in (None, name) else {"stacked": False})}
+            for name, match in matches.items()
+            if (name, match) != (stacked, "*")
+        ]
+        return {"rules": rules, **({"slices": merged[stacked]} if stacked else {})}
 
     def _parts(self, inner: Block) -> Iterator[Block]:
         if "models" not in inner:
@@ -170,10 +180,6 @@ class _File:
                 raise RecipeError(f"{place / 'layer_range'}: expected [first, end], the number after the last layer")
             layers = (ends[0], ends[1])
         return Entry(self.models.read(block.get("model"), place / "model"), layers, Level.of(block, self.method), place)
-
-    def _is_whole(self, entries: Sequence[Entry]) -> bool:
-        """Whether a slice is all layers of all its models: then the recipe needs no slices."""
-        return all(entry.layers is None or entry.layers == (0, layer_count(entry.model.path)) for entry in entries)
 
     # --- a slice's rule
 
@@ -237,3 +243,16 @@ class _File:
             yield f"{self.method}: random masks are our own, a function of `seed` and the tensor's name"
         for name, why in self.reader.idle.items():
             yield f"{name}: {why}"
+
+
+def _is_whole(entries: Sequence[Entry], count: Callable[[str], int | None]) -> bool:
+    """Whether a slice is all layers of all its models: then the recipe needs no slices."""
+    return all(entry.layers is None or entry.layers == (0, count(entry.model.path)) for entry in entries)
+
+
+def _counting(name: str, matches: Mapping[str, str]) -> Callable[[str], int | None]:
+    """What tells of the model at a path how many layers a module of it has."""
+    if len(matches) == 1:
+        return layer_count
+    before = list(itertools.takewhile(lambda match: match != matches[name], matches.values()))
+    return lambda location: layers_of(matches[name], before, location)

@@ -9,6 +9,7 @@ from typing import Any
 from evomerge.document import dump_yaml
 from evomerge.errors import RecipeError
 from evomerge.mergekit import along
+from evomerge.mergekit.modules import names_of
 from evomerge.mergekit.parameters import OVER_MODELS, PARAMETERS, Parameter, kept, to_filter
 from evomerge.mergekit.tokenizer import to_block
 from evomerge.recipe import Cases, Curve, Recipe, Rule, Source, Steps, locate
@@ -70,11 +71,13 @@ class _Writer:
         for key in ("context", "heal"):
             if getattr(recipe, key, None) is not None:
                 self.reasons.append(f"`{key}`")
+        beside = self._beside()
         regions = list(self._regions())
-        if self.reasons or len({region.method for region in regions}) > 1:
+        every = [*regions, *beside.values()]
+        if self.reasons or len({region.method for region in every}) > 1:
             self.reasons += ["slices of several methods: it has one for a whole model"] * (not self.reasons)
             return {}
-        based = all(region.based for region in regions)
+        based = all(region.based for region in every)
         models = {name: self._model(name, source) for name, source in {"base": recipe.base, **recipe.sources}.items()}
         base = {"base_model": models["base"]} if based else {}
         if not recipe.slices:
@@ -84,7 +87,10 @@ class _Writer:
             alike = all(region.shared == regions[0].shared for region in regions)
             body = {"slices": [self._slice(region, models, alike, based) for region in regions]}
             shared = regions[0].shared if alike else {}
-        self._say_what_differs(regions)
+        if beside:
+            body = {"modules": self._modules(beside, body, shared, models)}
+            shared = {}
+        self._say_what_differs(every)
         parameters = {"parameters": shared} if shared else {}
         tokenizer = to_block(recipe.tokenizer, models) if recipe.tokenizer else {}
         chat = {"chat_template": recipe.chat_template} if recipe.chat_template else {}
@@ -118,6 +124,32 @@ class _Writer:
         if regions[0].method in RANDOM:
             self.notes.append("random masks are mergekit's own: run it with --random-seed")
 
+    # --- several towers, of which one is stacked
+
+    def _beside(self) -> dict[str, Region]:
+        """The regions beside a stack by the modules that they are of."""
+        rules = self.recipe.rules
+        if all(rule.stacked for rule in rules):
+            return {}
+        found = {rule.match: self._region([(replace(rule, match="*"), None)], None) for rule in rules if not rule.stacked}
+        return {match: region for match, region in found.items() if region}
+
+    def _modules(
+        self, beside: Mapping[str, Region], stack: dict[str, Any], shared: dict[str, Any], models: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Each module by itself; what the stack's slices share stands in its own."""
+        matches = list(dict.fromkeys([*(rule.match for rule in self.recipe.rules), "*"]))
+        names = names_of(matches, models["base"])
+        if not names:
+            self.reasons.append(f"rules for {', '.join(matches)} beside a stack: it has no such modules")
+        parameters = {"parameters": shared} if shared else {}
+        return {
+            name: {"models": list(beside[match].sources(models)), "parameters": beside[match].shared}
+            if match in beside
+            else {**stack, **parameters}
+            for name, match in names.items()
+        }
+
     # --- regions: the whole model, or a slice
 
     def _regions(self) -> Iterator[Region]:
@@ -129,7 +161,7 @@ class _Writer:
         total, offset = sum(part.count for part in recipe.slices), 0
         for i, part in enumerate(recipe.slices):
             depths = [(offset + step) / max(total - 1, 1) for step in range(part.count)]
-            rules = [*((rule, None) for rule in part.rules), *((rule, depths) for rule in recipe.rules)]
+            rules = [*((rule, None) for rule in part.rules), *((rule, depths) for rule in recipe.rules if rule.stacked)]
             if region := self._region(rules, part.layers):
                 yield self._scaled(region, part.scale, i)
             offset += part.count

@@ -14,6 +14,8 @@ may vary as well: `normalize: [true, false]` is true until the last layer. `base
     slices:                                         # the layers of the merged model, any of any model in any order
       - {source: sort, layers: [0, 4]}              # a copy of layers 0 to 3
       - {layers: {base: [2, 6], sort: [2, 6]}, rules: [{match: "*", method: slerp, t: [0.2, 0.8]}], scale: 0.9}
+
+Of several towers one is stacked: what a rule with `stacked: false` is the first to match is merged as it lies.
 """
 
 from __future__ import annotations
@@ -121,17 +123,20 @@ class Recipe:
             raise RecipeError(f"{place / 'sources'}: 'base' is the name of the base itself; call this source something else")
         if not sources and "slices" not in block:
             raise RecipeError(f"{place / 'sources'}: no source; name at least one model to merge into the base")
-        rules = block.sequence("rules", *[[]] * ("slices" in block))
+        given = block.sequence("rules", *[[]] * ("slices" in block))
+        rules = tuple(read_rule(rule, place / "rules" / i, tuple(sources)) for i, rule in enumerate(given))
+        slices = read_slices(block, tuple(sources))
+        _check_stacked(rules, slices, place)
         return cls(
             base=read_source(block.get("base"), place / "base", root),
             sources=sources,
-            rules=tuple(read_rule(rule, place / "rules" / i, tuple(sources)) for i, rule in enumerate(rules)),
+            rules=rules,
             context=read_context(block),
             heal=read_heal(block, tuple(sources), root),
             tokenizer=read_tokenizer(block, tuple(sources)),
             dtype=block.text("dtype", None, among=DTYPES),
             seed=block.integer("seed", 0),
-            slices=read_slices(block, tuple(sources)),
+            slices=slices,
             chat_template=read_chat_template(block),
         )
 
@@ -168,6 +173,10 @@ class Recipe:
         inner = {f"slices[{i}].rules[{j}]": r for i, part in enumerate(self.slices) for j, r in enumerate(part.rules)}
         return {**inner, **{f"rules[{i}]": rule for i, rule in enumerate(self.rules)}}
 
+    def stacks(self, name: str) -> bool:
+        """Whether the slices are about a tensor: unless the first rule that matches it says `stacked: false`."""
+        return next((rule.stacked for rule in self.rules if rule.matches(name)), True)
+
     def key(self, fingerprints: Mapping[str, str] | None = None) -> str:
         """SHA-256 of all that decides the merged bytes: the recipe without its paths, and a fingerprint of each file set."""
         data = self.to_data()
@@ -176,3 +185,13 @@ class Recipe:
             data["heal"] = {**data["heal"], "texts": None}
         canonical = json.dumps([data, dict(fingerprints or {})], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_stacked(rules: tuple[Rule, ...], slices: tuple[Slice, ...], place: Place) -> None:
+    """Only beside a stack is anything not stacked, and a slice's own rules are about its layers."""
+    for i, part in enumerate(slices):
+        for j in (j for j, rule in enumerate(part.rules) if not rule.stacked):
+            raise RecipeError(f"{place / 'slices' / i / 'rules' / j / 'stacked'}: a slice is its layers; say it in `rules`")
+    aside = next((i for i, rule in enumerate(rules) if not rule.stacked), None)
+    if aside is not None and not slices:
+        raise RecipeError(f"{place / 'rules' / aside / 'stacked'}: nothing is stacked without `slices`; leave it out")

@@ -102,6 +102,7 @@ class Rule:
     sources: tuple[str, ...]
     knobs: Mapping[str, Knob] = field(hash=False)  # every knob of the method, defaults filled in
     base: str = "base"  # what deltas are taken from: another model than the recipe's base, where it is one
+    stacked: bool = True  # whether slices are about these tensors too; another tower's are merged as they lie
 
     def matches(self, name: str) -> bool:
         return fnmatch.fnmatchcase(name, self.match)

@@ -12,7 +12,7 @@ from evomerge.recipe.parts import Cases, Choice, Curve, Knob, Rule, Steps, plain
 
 
 def read_rule(data: object, place: Place, sources: tuple[str, ...]) -> Rule:
-    block = Block(data, place, ["match", "method", "sources", "base", *DIALS])
+    block = Block(data, place, ["match", "method", "sources", "base", "stacked", *DIALS])
     method = block.text("method", among=tuple(METHOD_KNOBS))
     taken = METHOD_KNOBS[method]
     for knob in block.data:
@@ -23,7 +23,7 @@ def read_rule(data: object, place: Place, sources: tuple[str, ...]) -> Rule:
     _check_sources(names, method, sources, base, place)
     knobs = {knob: _knob(block, knob, default, method, names) for knob, default in taken.items()}
     _check_base(base, method, names, knobs, place)
-    return Rule(block.text("match"), method, names, knobs, base)
+    return Rule(block.text("match"), method, names, knobs, base, bool(block.flag("stacked", True)))
 
 
 def _check_base(base: str, method: str, names: tuple[str, ...], knobs: Mapping[str, Knob], place: Place) -> None:
@@ -138,4 +138,5 @@ def rule_data(rule: Rule) -> dict[str, Any]:
         for name, knob in rule.knobs.items()
     }
     base = {"base": rule.base} if rule.base != "base" else {}
-    return {"match": rule.match, "method": rule.method, "sources": list(rule.sources), **base, **knobs}
+    stacked = {} if rule.stacked else {"stacked": False}
+    return {"match": rule.match, "method": rule.method, "sources": list(rule.sources), **base, **stacked, **knobs}

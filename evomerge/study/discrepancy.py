@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.candidate.checkpoint import Checkpoint
-from evomerge.candidate.plan import Depths, outputs
+from evomerge.candidate.plan import outputs
+from evomerge.candidate.stack import Depths
 from evomerge.space import Space
 
 LEAST, MOST = 0.5, 2.0  # of the usual step

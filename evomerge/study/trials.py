@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.candidate.checkpoint import Checkpoint
-from evomerge.candidate.plan import Depths
+from evomerge.candidate.stack import Depths
 from evomerge.errors import EvomergeError, StudyError
 from evomerge.study.answers import answers_of
 from evomerge.study.anytime import FILE as ACCEPTED

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import describe_plan, dry_run
-from evomerge.candidate.plan import Depths
+from evomerge.candidate.stack import Depths
 from evomerge.document import Place
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.recipe import COUNTS, METHOD_KNOBS, Recipe, dial_of

@@ -9,9 +9,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from evomerge.candidate.checkpoint import Checkpoint, TensorInfo
+from evomerge.candidate.layers import layer_count, stacked_config
 from evomerge.candidate.merge import merge
 from evomerge.candidate.plan import plan
-from evomerge.candidate.stack import is_embedding, layer_count, numbered, stacked_config, writes
+from evomerge.candidate.stack import is_embedding, numbered, writes
 from evomerge.candidate.stream import Sources, materialize
 from evomerge.document import Place
 from evomerge.errors import CheckpointError, DocumentError, RecipeError
@@ -144,6 +145,70 @@ def test_the_config_lists_layers_as_they_stand_now():
     assert nested["text_config"]["num_hidden_layers"] == 4
     with pytest.raises(RecipeError, match="the config counts layers by `first_k_dense_replace`"):
         stacked_config({**base, "first_k_dense_replace": 2}, given, models)
+
+
+@pytest.mark.parametrize(
+    ("config", "tower", "changed"),
+    [
+        ({"num_layers": 3, "is_encoder_decoder": True}, "encoder.block", {"num_layers": 4, "num_decoder_layers": 3}),
+        ({"num_layers": 3, "is_encoder_decoder": True}, "decoder.block", {"num_decoder_layers": 4}),
+        ({"decoder_layers": 3, "encoder_layers": 3, "is_encoder_decoder": True}, "model.encoder.layers", {"encoder_layers": 4}),
+        ({"num_hidden_layers": 3}, "model.decoder.layers", {"num_hidden_layers": 4}),
+        ({"depth": 3, "fullatt_block_indexes": [0, 2]}, "visual.blocks", {"depth": 4, "fullatt_block_indexes": [1, 2]}),
+    ],
+)
+def test_the_count_of_the_stacked_tower_changes_and_no_other(config, tower, changed):
+    slices = [{"source": "base", "layers": [1, 3]}, {"source": "base", "layers": [0, 2]}]
+    given = Recipe.from_data({"base": "b", "sources": {}, "slices": slices, "rules": []}, Place("test"))
+
+    def of(config):
+        return stacked_config(config, given, {"base": Checkpoint(Path("nowhere"), config, {}, {})}, tower)
+
+    assert of(config) == config | changed
+    towers = {"text_config": {"num_hidden_layers": 3}, "vision_config": config, "vision_feature_layer": -2}
+    if tower == "visual.blocks":
+        assert of(towers) == towers | {"vision_config": config | changed}
+        with pytest.raises(RecipeError, match="counts layers by `vision_feature_layer`"):
+            of(towers | {"vision_feature_layer": 1})
+
+
+def test_what_is_beside_a_stack_is_merged_as_it_lies(family):
+    beside = {"match": "*mlp*", "method": "task_arithmetic", "sources": ["math"], "weight": [0.25, 0.75], "stacked": False}
+    given = recipe(family, [{"source": "math", "layers": 1}], [beside, *REST])
+
+    out, base, math = merged(given), tensors(given, "base"), tensors(given, "math")
+
+    for name in (name for name in base if ".mlp." in name):
+        assert_close(out[name], torch.lerp(base[name], math[name], 0.25 if ".0." in name else 0.75), rtol=1e-5, atol=1e-6)
+    name = "self_attn.q_proj.weight"
+    assert torch.equal(out[f"model.layers.0.{name}"], math[f"model.layers.1.{name}"])
+    assert f"model.layers.1.{name}" not in out
+
+
+def test_a_rule_that_only_says_what_is_stacked_is_not_said_to_match_nothing(family):
+    rules = [{**REST[0], "match": match, "stacked": stacked} for match, stacked in (("*layers*", True), ("*", False))]
+
+    warnings = plan_of(recipe(family, [{"layers": [0, 2], "rules": REST}], rules)).warnings
+
+    assert not [warning for warning in warnings if "first match of no tensor" in warning]
+    hidden = plan_of(recipe(family, [{"layers": [0, 2], "rules": REST}])).warnings
+    assert [warning for warning in hidden if "first match of no tensor" in warning]
+
+
+@pytest.mark.parametrize(
+    ("slices", "match", "inner", "message"),
+    [
+        (None, "*mlp*", [], "rules[0].stacked: nothing is stacked without `slices`; leave it out"),
+        ([{"layers": 1}], "*", [], "has no numbered layers to stack; leave `slices` out"),
+        ([{"layers": 1}], "*mlp*", [{**REST[0], "stacked": False}], "slices[0].rules[0].stacked: a slice is its layers"),
+    ],
+)
+def test_what_cannot_be_beside_a_stack_is_refused(family, slices, match, inner, message):
+    slices = slices and [{**slices[0], "rules": inner}]
+    with pytest.raises((RecipeError, CheckpointError)) as caught:
+        merged(recipe(family, slices, [{**REST[0], "match": match, "stacked": False}, *REST]))
+
+    assert message in str(caught.value)
 
 
 def test_models_of_different_depth_are_stacked(family, tmp_path):

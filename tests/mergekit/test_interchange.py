@@ -181,8 +181,13 @@ def test_several_modules_are_rules_for_their_tensors(root, kind, projector, eyes
             "vision_tower: a module has either models or slices",
         ),
         (
-            ("{{models: [{{model: {root}/code}}]}}", "{{slices: [{{sources: [{{model: {root}/code, layer_range: [0, 4]}}]}}]}}"),
-            "vision_tower: slices of one module among several",
+            (
+                "{{models: [{{model: {root}/math}}], parameters: {{weight: 3}}}}\n"
+                "  vision_tower: {{models: [{{model: {root}/code}}]}}",
+                "{{slices: [{{sources: [{{model: {root}/code, layer_range: [0, 4]}}]}}]}}\n"
+                "  vision_tower: {{slices: [{{sources: [{{model: {root}/math, layer_range: [2, 3]}}]}}]}}",
+            ),
+            "modules: multi_modal_projector and vision_tower are stacks of slices; one tower can be stacked",
         ),
     ],
 )
@@ -192,6 +197,26 @@ def test_modules_that_would_leave_tensors_out_are_refused(root, change, message)
 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["text_decoder", "vision_tower"])
+def test_a_stack_in_one_of_several_modules_is_slices_beside_rules_for_the_others(root, module):
+    (root / "math" / "config.json").write_text(json.dumps({"model_type": "gemma3"}))
+    file = parse_yaml(MODULES.format(root=root), "m.yaml")
+    sources = [{"model": f"{root}/math", "layer_range": [1, 3]}], [{"model": f"{root}/code", "layer_range": [0, 4]}]
+    file["modules"][module] = {"slices": [{"sources": each, "parameters": {"weight": 2}} for each in sources]}
+    recipe, _ = from_mergekit(file, Place("m.yaml"))
+
+    names = {
+        "text_decoder": "language_model.layers.0.x",
+        "vision_tower": "vision_tower.layers.0.x",
+        "": "multi_modal_projector.x",
+    }
+    assert [name for name, tensor in names.items() if recipe.stacks(tensor)] == [module]
+    assert [part.layers for part in recipe.slices] == [{"base": (1, 3)}, {"code": (0, 4)}]
+    assert Recipe.from_data(recipe.to_data(), Place("again")) == recipe
+    written = parse_yaml(to_mergekit(recipe), "again")
+    assert from_mergekit(written, Place("again"))[0] == recipe
 
 
 def test_a_base_of_a_slice_is_the_base_of_its_rule(root):

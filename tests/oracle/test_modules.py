@@ -1,5 +1,7 @@
 """Files of mergekit with several modules: each tower by models and parameters of its own, in float64 to a relative 1e-12."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from evomerge.candidate.merge import merge
 from evomerge.candidate.stack import is_embedding, numbered
 from evomerge.candidate.stream import Sources, materialize
 from evomerge.document import dump_yaml
@@ -109,6 +112,51 @@ def test_each_module_is_merged_as_the_file_says(models, family, tmp_path):
     file.write_text(dump_yaml({**config, "modules": dict([*config["modules"].items()][:-1])}))
     with pytest.raises(RecipeError, match="mergekit writes no tensor of a module that is not named"):
         read_recipe(file)
+
+
+# of each family the towers that can be stacked, with what mergekit counts their layers by in the config
+STACKS = {
+    (qwen, "text_decoder"): ("text_config", "num_hidden_layers"), (qwen, "vision_tower"): ("vision_config", "depth"),
+    (llava, "model.language_model.layers"): ("text_config", "num_hidden_layers"),
+    (llava, "model.vision_tower.encoder.layers"): ("vision_config", "num_hidden_layers"),
+    (t5, "encoder"): ("", "num_layers"), (t5, "decoder"): ("", "num_decoder_layers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "module"), STACKS, ids=lambda each: getattr(each, "__name__", each))
+def test_a_stack_in_one_module_beside_merges_of_the_others(models, family, module, tmp_path):
+    config = config_of(models, family)
+    config["modules"][module] = {
+        "slices": [
+            {"sources": [{"model": str(models / family.__name__ / name), "layer_range": [first, first + 2]} for name in part]}
+            for first, part in ((0, ("base", "one", "two")), (0, ("base", "two")), (int(family is not t5), ("base", "one")))
+        ],
+        "parameters": {"weight": [0.3, 0.8], "density": 0.6},
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(config))
+
+    recipe, _ = read_recipe(file)
+    merge(recipe, tmp_path / "ours")
+    merged = load_file(tmp_path / "ours" / "model.safetensors")
+
+    expected, last = (of_mergekit(None, each, tmp_path / f"out{i}") for i, each in enumerate((config, at_the_end(config))))
+    behind = [name for name in expected if not numbered(name) and not is_embedding(name)]
+    same(merged, expected | {name: last[name] for name in behind})
+    assert layers_of(STACKS[family, module], tmp_path / "ours") == 6
+    _, info = type(family()).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    copies = {name for name in info["unexpected_keys"] if "relative_attention_bias" in name}  # of T5's first layer, as mergekit
+    assert not info["missing_keys"] | info["unexpected_keys"] - copies
+    assert not info["mismatched_keys"]
+    back = convert(file, "evomerge")[0]
+    (tmp_path / "ours.yaml").write_text(back)
+    (tmp_path / "back.yaml").write_text(convert(tmp_path / "ours.yaml", "mergekit")[0])
+    assert read_recipe(tmp_path / "back.yaml")[0] == recipe
+
+
+def layers_of(keys, folder):
+    config = json.loads((folder / "config.json").read_text())
+    return (config[keys[0]] if keys[0] else config)[keys[1]]
 
 
 @pytest.mark.parametrize("family", [qwen, t5], ids=lambda family: family.__name__)
