@@ -96,6 +96,14 @@ class ScoringConfig:
                 f" raise it to {length}, or lower the factor: the largest that fits is {room / original:g}"
             )
 
+    def refuse_no_template(self, template: str | None, model: Path) -> None:
+        """Raises ScoringError where documents are to be put as a conversation and the base has no `template` for one."""
+        if self.lm_eval.get("apply_chat_template") is True and not template:
+            raise ScoringError(
+                f"scoring.lm_eval.apply_chat_template: {model} has no chat template; set it to false, or put one beside the"
+                " model (chat_template.jinja)"
+            )
+
     @property
     def ranks(self) -> int:
         """Processes that one engine is spread over, each with a device of its own."""

@@ -235,6 +235,10 @@ def test_a_changed_source_cannot_resume_a_study(laboratory):
         ({"search": {"budget": "soon"}}, "'soon' is not a duration"),
         ({"search": {"heal_after": 5}}, "there is no rung 5; the last is 1"),
         ({"recipe": {"base": "nowhere"}}, "nowhere"),
+        (
+            {"scoring": {"lm_eval": {"apply_chat_template": True}}},
+            "apply_chat_template: .* has no chat template; set it to false",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(laboratory, blocks, message):
