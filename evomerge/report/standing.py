@@ -65,7 +65,8 @@ def headline(view: View) -> list[str]:
     if certificate is None:
         return [view.verdict]
     verdict = f"{view.verdict} (exit {certificate['ending']})"
-    return [verdict, *certificate["reasons"], *_looks(certificate), *_repair(certificate.get("repair"))]
+    instead = [certificate["instead"]] if "instead" in certificate else []
+    return [verdict, *certificate["reasons"], *instead, *_looks(certificate), *_repair(certificate.get("repair"))]
 
 
 def _looks(certificate: Mapping[str, Any]) -> list[str]:

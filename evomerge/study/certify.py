@@ -59,16 +59,19 @@ class Closing:
 
     def certify(self) -> Certificate:
         """Everything after the last trial; writes `best/` and `certificate.json`, and returns the latter's content."""
-        best = finalists(self.outcomes, self.experiment.search.finalists, len(self.splits.rungs) - 1)
-        if not best:
+        top = len(self.splits.rungs) - 1
+        best = finalists(self.outcomes, self.experiment.search.finalists, top)
+        others = finalists(self._contending(), len(self.baselines), top) if self.outcomes else []
+        if not best and not others:
             return self._write(self._nobody())
         select = self._select(best)
-        opponent = reference(self.opponents, select)
-        chosen = choose([Contender(o.name, select[o.name], o) for o in best], opponent, self.judge)
-        compared = [*self.parents, *(name for name in rivals(self._contenders(select), self.judge) if name not in self.parents)]
+        chosen = self._choose(best, others, select)
+        compared = self._compared(chosen, select)
         if chosen is None or chosen.outcome is None:
-            reason = f"none of {len(best)} finalists keeps every guard on the select documents"
-            self._save(max(best, key=lambda o: self.judge.value(select[o.name])))
+            reason = (
+                f"none of {len(best or others)} {'finalists' if best else 'baselines'} keeps every guard on the select documents"
+            )
+            self._save(max(best or others, key=lambda o: self.judge.value(select[o.name])))
             self._set_aside()
             found = self._figures(best, select)
             return self._write({**found, **Decision(4, (reason,)).to_data(), **self._repair(select, compared, opened=False)})
@@ -89,6 +92,7 @@ class Closing:
             {
                 **repaired,
                 **decision.to_data(),
+                **({"instead": self._why_none(best, chosen.name)} if chosen.name in self.baselines else {}),
                 **self._figures(best, select),
                 "winner": of_winner(self.judge, chosen, disk, differs),
                 "sealed": {name: summary(self.judge, scores) for name, scores in {**sealed, "winner": disk}.items()},
@@ -104,6 +108,25 @@ class Closing:
 
     def _figures(self, best: Sequence[Outcome], select: Mapping[str, Scores]) -> Certificate:
         return figures(self.experiment, self.judge, best, select, self._contenders(select))
+
+    def _choose(self, best: Sequence[Outcome], others: Sequence[Outcome], select: Mapping[str, Scores]) -> Contender | None:
+        """The best of the finalists and baselines on select documents; none where guards refuse all finalists: one is mended."""
+        opponent = reference(self.opponents, select)
+        mine, theirs = ([Contender(o.name, select[o.name], o) for o in field] for field in (best, others))
+        if mine and choose(mine, opponent, self.judge) is None:
+            return None
+        return choose([*mine, *theirs], opponent, self.judge)
+
+    def _compared(self, chosen: Contender | None, select: Mapping[str, Scores]) -> list[str]:
+        """The parents, and for a trial the best baselines; a baseline is compared with nothing that anybody could do by hand."""
+        if chosen is not None and chosen.name in self.baselines:
+            return list(self.parents)
+        return [*self.parents, *(name for name in rivals(self._contenders(select), self.judge) if name not in self.parents)]
+
+    def _why_none(self, best: Sequence[Outcome], name: str) -> str:
+        """Why a baseline wins."""
+        why = f"none of {len(best)} finalists is better on the select documents" if best else self._nobody()["reasons"][0]
+        return f"the winner is the baseline {name}: {why}"
 
     def _nobody(self) -> Certificate:
         """No trial reached the top within its guards: refused if guards were what stopped them, else the parents stay."""

@@ -11,6 +11,7 @@ import pytest
 
 from evomerge.errors import EvomergeError
 from evomerge.recipe import Recipe, Source
+from evomerge.report.write import write_report
 from evomerge.scoring.scores import Row, Scores
 from evomerge.study import reserve
 from evomerge.study.clock import Clock
@@ -253,6 +254,42 @@ def test_what_is_kept_for_the_ending_is_not_taken_from_the_first_eight_trials(la
 
     assert search(laboratory / "space.yaml", laboratory / "study", workers=1, budget=600) == 0
     assert certificate(laboratory / "study")["trials"] == reserve.FEWEST == 8
+
+
+def test_a_baseline_better_than_every_trial_is_what_is_handed_over(laboratory):
+    space, study = change(laboratory, search={"sampler": "random", "seed": 3}), laboratory / "study"
+
+    ending = search(space, study, workers=1, trials=2)
+
+    found = certificate(study)
+    assert ending == found["ending"] == 0
+    assert found["instead"] == "the winner is the baseline average: none of 2 finalists is better on the select documents"
+    assert found["winner"]["name"] == "average"
+    assert list(found["comparisons"]) == ["base", "a", "b"]  # not with itself, nor with others that anybody could try by hand
+    values = {name: shown["value"] for name, shown in found["select"].items()}
+    finalists = [finalist["select"]["value"] for finalist in found["finalists"]]
+    assert values["average"] == max(*values.values(), *finalists)
+    assert Recipe.read(study / "best/recipe.yaml") == Recipe.read(study / "baseline/average/recipe.yaml")
+    write_report(study)
+    assert found["instead"] in (study / "report.md").read_text()
+
+
+def test_where_guards_stop_every_trial_the_best_baseline_that_keeps_them_wins(laboratory):
+    scorer = laboratory / "scorer.py"
+    scorer.write_text(
+        scorer.read_text().replace('float(w["layers.0.kept"].abs().mean())', '10 * float(w["layers.0.kept"].mean())')
+    )
+    far = {"range": [1.2, 1.5], "points": 2}  # what is guarded is lost in proportion to the weights
+    rules = [{"match": "*", "method": "task_arithmetic", "weight": {"a": far, "b": far}}]
+    space = change(laboratory, recipe={"rules": rules}, guard={"tasks": {"kept": 0.16}})
+
+    assert search(space, laboratory / "study", workers=1, trials=4) in (0, 3, 5)
+
+    found = certificate(laboratory / "study")
+    assert not found["finalists"]
+    assert found["instead"].endswith(": no trial kept the guards")
+    assert found["winner"]["name"] in {path.name for path in (laboratory / "study/baseline").iterdir()} - {"base", "a", "b"}
+    assert found["guards"]["kept"]["outcome"] != "refused"
 
 
 def test_a_budget_without_room_for_a_trial_says_so(laboratory):
