@@ -24,7 +24,7 @@ from evomerge.report.tables import markdown
 from evomerge.scoring.scores import Scores
 
 from .findings import mean_and_interval
-from .studies import UNSEEN, parser_of, python, show
+from .studies import UNSEEN, parser_of, python, show, train
 
 RIVALS: dict[str, dict[str, Any]] = {
     "ours": {"sampler": "margins"},
@@ -43,13 +43,15 @@ CHEAPEST = 4  # a trial of the race takes a quarter of the search documents on a
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--families", type=Path, required=True, help="folder with seed-N/models")
+    parser.add_argument("--families", type=Path, required=True, help="folder with seed-N/models; trained where they are missing")
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--rivals", nargs="+", choices=tuple(RIVALS), default=list(RIVALS))
     asked = parser.parse_args(arguments)
     found: dict[tuple[int, str], dict[str, float]] = {}
     for seed in asked.seeds:
         models = asked.families / f"seed-{seed}" / "models"
+        if not (models / "base/config.json").exists():
+            train(models, seed)
         for rival in asked.rivals:
             found[seed, rival] = run(asked.space, models, asked.out / f"seed-{seed}", rival, asked.documents)
     lines = table(found, asked.documents)
