@@ -45,7 +45,7 @@ def test_a_study_resumed_remembers_how_far_its_trials_moved(anchored):
     change(anchored, guard={"ewc": {"fisher": "fishers", "limits": {"base": 8.0}}}, search={"trials": 4})
     search(anchored / "space.yaml", anchored / "study", workers=1)
 
-    search(anchored / "space.yaml", anchored / "study", workers=1, trials=6, resume=True)
+    search(anchored / "space.yaml", anchored / "study", workers=1, trials=6, resume=True, reopen=True)
 
     certificate = json.loads((anchored / "study/certificate.json").read_text())
     assert certificate["winner"]["distances"].keys() == {"ewc base"}
