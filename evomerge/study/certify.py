@@ -125,7 +125,7 @@ class Closing:
 
     def _why_none(self, best: Sequence[Outcome], name: str) -> str:
         """Why a baseline wins."""
-        why = f"none of {len(best)} finalists is better on the select documents" if best else self._nobody()["reasons"][0]
+        why = "no finalist is better on the select documents" if best else self._nobody()["reasons"][0]
         return f"the winner is the baseline {name}: {why}"
 
     def _nobody(self) -> Certificate:
