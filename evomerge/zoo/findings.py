@@ -72,7 +72,7 @@ def certificate(study: Path) -> dict[str, Any]:
 
 
 def _row(found: dict[str, Any]) -> tuple[float, list[str]]:
-    """The gain over the best plain merge, 0 where nothing was certified, and the cells of the row."""
+    """The gain over the best plain merge, 0 where nothing was certified or a baseline won, and the cells of the row."""
     sealed = found.get("sealed")
     counts = [str(found["trials"]), f"{found['documents']:,}"]
     if not sealed:
@@ -82,6 +82,17 @@ def _row(found: dict[str, Any]) -> tuple[float, list[str]]:
     merges = {name: mean for name, mean in means.items() if not name.endswith(CONTROLS)}
     best, rival = max(merges, key=lambda name: merges[name]), max(means, key=lambda name: means[name])
     losses = ", ".join(f"{100 * verdict['loss']:+.1f}" for verdict in found["guards"].values())
+    if "instead" in found:  # a baseline, which nobody had to search for; on sealed documents the others were not scored
+        return 0.0, [
+            found["verdict"],
+            f"{found['winner']['name']} {winner:.1f}",
+            "itself",
+            "+0.0",
+            "itself",
+            "+0.0",
+            losses,
+            *counts,
+        ]
     gain = winner - merges[best] if found["ending"] == 0 else 0.0
     shown = [f"{winner:.1f}", f"{best} {merges[best]:.1f}", f"{gain:+.1f}", f"{rival} {means[rival]:.1f}"]
     return gain, [found["verdict"], *shown, f"{winner - means[rival]:+.1f}", losses, *counts]

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from evomerge.document import Place, dump_yaml, parse_yaml
 from evomerge.errors import DocumentError, RecipeError
@@ -217,6 +219,19 @@ def test_a_stack_in_one_of_several_modules_is_slices_beside_rules_for_the_others
     assert Recipe.from_data(recipe.to_data(), Place("again")) == recipe
     written = parse_yaml(to_mergekit(recipe), "again")
     assert from_mergekit(written, Place("again"))[0] == recipe
+
+
+def test_slices_of_all_layers_of_their_tower_are_no_stack(root):
+    (root / "math" / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": {"num_hidden_layers": 5}}))
+    names = [f"{tower}.layers.{i}.x" for tower, n in (("language_model", 5), ("vision_tower", 9)) for i in range(n)]
+    save_file({name: torch.zeros(1) for name in names}, root / "math" / "model.safetensors")
+    file = parse_yaml(MODULES.format(root=root), "m.yaml")
+    for module, last in (("text_decoder", 5), ("vision_tower", 9)):
+        file["modules"][module] = {"slices": [{"sources": [{"model": f"{root}/math", "layer_range": [0, last]}]}]}
+
+    assert from_mergekit(file, Place("m.yaml"))[0].slices == ()
+    file["modules"]["text_decoder"]["slices"][0]["sources"][0]["layer_range"] = [0, 4]
+    assert [part.layers for part in from_mergekit(file, Place("m.yaml"))[0].slices] == [{"base": (0, 4)}]
 
 
 def test_a_base_of_a_slice_is_the_base_of_its_rule(root):

@@ -6,13 +6,13 @@ from evomerge.scoring.scores import Row, Scores
 from evomerge.zoo.findings import documents_of_trials, gains, race, unseen_skill
 
 
-def certified(folder, seed, winner, others, ending=0):
+def certified(folder, seed, winner, others, ending=0, more=()):
     study = folder / f"seed-{seed}/search"
     study.mkdir(parents=True)
     sealed = {name: {"mean_skill": mean} for name, mean in {**others, "winner": winner}.items()}
     verdict = {0: "better and certified", 3: "keep your parent"}[ending]
     found = {"ending": ending, "verdict": verdict, "sealed": sealed, "guards": {"zoo_past": {"loss": 0.012}}}
-    (study / "certificate.json").write_text(json.dumps({**found, "trials": 98, "documents": 63762}))
+    (study / "certificate.json").write_text(json.dumps({**found, "trials": 98, "documents": 63762, **dict(more)}))
 
 
 def ended(family, variant, right, documents):
@@ -39,6 +39,16 @@ def test_gains_are_against_the_best_plain_merge_and_nothing_certified_counts_as_
     assert "| +0.0 |" in lines[3]
     # gains 15 and 0: mean 7.5, standard error 7.5, t(1) = 12.706
     assert lines[-1] == "search: mean gain +7.5 points [-87.8, +102.8] over 2 seeds"
+
+
+def test_a_baseline_that_won_is_no_gain_of_the_search(tmp_path):
+    told = {"instead": "the winner is the baseline average: ...", "winner": {"name": "average"}}
+    certified(tmp_path, 2, 0.60, {"base": 0.45}, more=told)
+
+    lines = gains(tmp_path, [2], ["search"])
+
+    assert "| average 60.0 | itself | +0.0 | itself | +0.0 |" in lines[2]
+    assert lines[-1] == "search: mean gain +0.0 points, one seed"
 
 
 def test_one_seed_has_no_interval(tmp_path):
