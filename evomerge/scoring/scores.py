@@ -51,7 +51,8 @@ class Scores:
         """Rows in any order, each document once; the same row twice is kept once, two unlike rows are an error."""
         seen: dict[tuple[str, int], Row] = {}
         for row in rows:
-            if seen.setdefault((row.task, row.doc), row) != row:
+            known = seen.setdefault((row.task, row.doc), row)
+            if known is not row and known != row:
                 raise ScoringError(f"{row.task}: document {row.doc} was scored twice with different results; keep one of them")
         return cls(tuple(seen[key] for key in sorted(seen)))
 

@@ -40,12 +40,13 @@ class Borrowed(Seeded):
     ) -> None:
         super().__init__(seed=seed, space=space, start=start, active=active)
         self._make = make or type(self).make
+        self._takes_seed = "seed" in inspect.signature(self._make).parameters
         self._options = options
         self._known: dict[tuple[str, frozenset[str]], Seen] = {}  # what is shown of finished trials, which do not change
         self._fresh(0)  # a wrong option is refused here and not in the first trial
 
     def _fresh(self, *place: int | str) -> BaseSampler:
-        seeded = {"seed": seed_for(self.seed, *place)} if "seed" in inspect.signature(self._make).parameters else {}
+        seeded = {"seed": seed_for(self.seed, *place)} if self._takes_seed else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # tests hold whatever of Optuna's is used here
             return self._make(**seeded, **self._options)

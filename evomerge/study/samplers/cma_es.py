@@ -86,11 +86,11 @@ class CmaEs(Seeded):
         start = self.beginning(study, trial, search_space) if len(self.starts) > 1 else None
         if start is None:
             return self.propose(study, trial, search_space)
-        cube = Cube(search_space)
+        cube = self.cube(search_space)
         return cube.params(cube.point(start))
 
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
-        replay = self._caught_up(study, Cube(space))
+        replay = self._caught_up(study, self.cube(space))
         asked = replay.evolution.ask(seed_for(self.seed, self.draw(study, trial)))
         stamp: dict[str, Any] = {"run": replay.evolution.restarts, "raw": _unrounded(replay.cube, asked)}
         study._storage.set_trial_system_attr(trial._trial_id, ASKED, stamp)

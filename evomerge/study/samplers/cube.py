@@ -36,11 +36,13 @@ class Cube:
 
     def point(self, params: Mapping[str, Any]) -> Vector:
         """Where these parameters lie; a step or a choice at the centre of its cell, a name that is missing in the middle."""
-        middle = np.full(len(self), 0.5)
-        for i, (name, distribution) in enumerate(self.space.items()):
-            if name in params:
-                middle[i] = _position(distribution, params[name])
-        return np.clip(middle, 0.0, 1.0)
+        low, high, straight = self._straight
+        entries = zip(self.space.items(), straight, low.tolist(), high.tolist(), strict=True)
+        along = [
+            0.5 if name not in params else (params[name] - least) / (most - least) if plain else _position(d, params[name])
+            for (name, d), plain, least, most in entries
+        ]
+        return np.clip(np.array(along, dtype=np.float64), 0.0, 1.0)
 
     def params(self, point: Vector) -> dict[str, Any]:
         low, high, straight = self._straight

@@ -74,7 +74,7 @@ class Margins(Seeded):
         return super().infer_relative_search_space(study, trial)
 
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
-        cube, draw = Cube(space), self.draw(study, trial)
+        cube, draw = self.cube(space), self.draw(study, trial)
         trials = arrived(study, space)
         trials = [trial for trial in trials if ANSWERS in trial.user_attrs] or trials
         if len(trials) < self.first:

@@ -108,7 +108,7 @@ class Niches(Seeded):
         return super().infer_relative_search_space(study, trial)
 
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
-        cube, archive = Cube(space), self._caught_up(study, space)
+        cube, archive = self.cube(space), self._caught_up(study, space)
         if len(archive.members) < min(self.size, 2) or len(archive.seen) < self.size:
             return Qmc(seed=self.seed).propose(study, trial, space)
         rng = np.random.default_rng(seed_for(self.seed, self.draw(study, trial)))
@@ -125,7 +125,7 @@ class Niches(Seeded):
             archive = self._archives[study.study_name] = Archive(self.size, self.alpha)
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         for trial in trials[len(archive.seen) :]:
-            archive.tell(_member(trial, Cube(space), sign, set(self.idle(trial.params, space))))
+            archive.tell(_member(trial, self.cube(space), sign, set(self.idle(trial.params, space))))
         return archive
 
 

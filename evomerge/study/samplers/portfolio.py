@@ -12,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 from .arrival import arrived, note_arrival
 from .borrowed import Gp, Tpe
 from .cma_es import CmaEs
-from .cube import Cube
 from .seeded import Common, Seeded, Space, seed_for
 from .uniform import Qmc, Random
 
@@ -53,7 +52,7 @@ class Portfolio(Seeded):
         start = self.beginning(study, trial, search_space) if search_space else None
         if start is None:
             return self.propose(study, trial, search_space) if search_space else {}
-        cube = Cube(search_space)
+        cube = self.cube(search_space)
         return cube.params(cube.point(start))
 
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypedDict
 
 import numpy as np
@@ -65,6 +66,7 @@ class Seeded(BaseSampler):
         self.space = None if space is None else dict(sorted(space.items()))
         self.starts = [dict(start)] if isinstance(start, Mapping) else [dict(each) for each in start or ()]
         self._learned: dict[str, IntersectionSearchSpace] = {}
+        self._cube: Cube | None = None
 
     @abstractmethod
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
@@ -92,7 +94,7 @@ class Seeded(BaseSampler):
         proposal = self.propose(study, trial, search_space)
         start = self.beginning(study, trial, search_space)
         if start is not None:
-            cube = Cube(search_space)
+            cube = self.cube(search_space)
             return cube.params(cube.point({})) | {name: start[name] for name in search_space if name in start}
         return proposal
 
@@ -113,5 +115,13 @@ class Seeded(BaseSampler):
     def beginning(self, study: Study, trial: FrozenTrial, names: Container[str]) -> dict[str, Any] | None:
         """The beginning that is this trial's to propose, None after as many trials in this space as there are beginnings."""
         others = (other for other in study.get_trials(deepcopy=False) if other.number != trial.number)
-        begun = sum(any(name in names for name in other.params) for other in others)
+        here = (other for other in others if any(name in names for name in other.params))
+        begun = sum(1 for _ in islice(here, len(self.starts)))
         return self.starts[begun] if begun < len(self.starts) else None
+
+    def cube(self, space: Space) -> Cube:
+        """The cube of a space; that of the last one again where nothing has changed, with all that it has worked out."""
+        cube = self._cube  # once: another thread may put its own there
+        if cube is None or cube.space != space:
+            cube = self._cube = Cube(space)
+        return cube

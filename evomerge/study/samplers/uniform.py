@@ -10,7 +10,6 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from .cube import Cube
 from .seeded import Seeded, Space, seed_for
 
 
@@ -19,7 +18,7 @@ class Random(Seeded):
 
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
         rng = np.random.default_rng(seed_for(self.seed, self.draw(study, trial)))
-        return Cube(space).params(rng.random(len(space)))
+        return self.cube(space).params(rng.random(len(space)))
 
 
 class Qmc(Seeded):
@@ -30,7 +29,7 @@ class Qmc(Seeded):
         sequence.reset()  # a state of its own: another thread may draw too
         if number := self.draw(study, trial):
             sequence.fast_forward(number)
-        return Cube(space).params(sequence.random(1)[0])
+        return self.cube(space).params(sequence.random(1)[0])
 
 
 @lru_cache(maxsize=8)
