@@ -108,16 +108,19 @@ def _kinds(trials: list[Ended]) -> list[tuple[str, str, str, list[Ended]]]:
     return [
         ("stopped on a rung", "#cbd5e1", "o", [t for t in stopped if t.feasible]),
         ("stopped, a guard broken", "#fca5a5", "x", [t for t in stopped if not t.feasible]),
-        ("reached the top", COLOURS[0], "o", [t for t in survived if t.feasible]),
-        ("reached the top, a guard broken", COLOURS[7], "x", [t for t in survived if not t.feasible]),
+        ("reached its top", COLOURS[0], "o", [t for t in survived if t.feasible]),
+        ("reached its top, a guard broken", COLOURS[7], "x", [t for t in survived if not t.feasible]),
     ]
 
 
 def _best_so_far(trials: list[Ended]) -> list[tuple[int, float]]:
+    """The estimate of the best yet; one on a higher rung, which is of more documents, comes before all below it."""
     found: list[tuple[int, float]] = []
+    best = (-1, float("-inf"))
     for trial in sorted(trials, key=_number):
         if trial.value is not None and trial.feasible and trial.notes["state"] == "survived":
-            found.append((_number(trial), max(trial.value, found[-1][1] if found else trial.value)))
+            best = max(best, (trial.notes["rung"], trial.value))
+            found.append((_number(trial), best[1]))
     return found
 
 

@@ -59,9 +59,8 @@ class Closing:
 
     def certify(self) -> Certificate:
         """Everything after the last trial; writes `best/` and `certificate.json`, and returns the latter's content."""
-        top = len(self.splits.rungs) - 1
-        best = finalists(self.outcomes, self.experiment.search.finalists, top)
-        others = finalists(self._contending(), len(self.baselines), top) if self.outcomes else []
+        best = finalists(self.outcomes, self.experiment.search.finalists)
+        others = finalists(self._contending(), len(self.baselines)) if self.outcomes else []
         if not best and not others:
             return self._write(self._nobody())
         select = self._select(best)

@@ -29,6 +29,7 @@ class SearchConfig:
     budget: float | None = None  # seconds of wall clock, selection and certificate included
     seed: int = 0
     eta: float = 3.0  # one in eta goes on at each rung; 1 races nobody
+    grow: int = 0  # trials that end on each rung but the last, from the lowest up, before all climb on; 0: none ends early
     heal_after: int = 0  # the rung that an unhealed recipe must survive before its healing is paid for
     heal_eta: float = 1.5  # one in heal_eta survives it: mild, as the unhealed form says little of the healed one
     finalists: int = 5
@@ -50,6 +51,7 @@ class SearchConfig:
             budget=duration(block.get("budget"), place / "budget") if "budget" in block else None,
             seed=block.integer("seed", cls.seed),
             eta=float(block.number("eta", cls.eta, low=1.0)),
+            grow=block.integer("grow", cls.grow),
             heal_after=block.integer("heal_after", cls.heal_after),
             heal_eta=float(block.number("heal_eta", cls.heal_eta, low=1.0)),
             finalists=block.integer("finalists", cls.finalists, low=1),
@@ -65,8 +67,12 @@ class SearchConfig:
 
     def later(self) -> tuple[str, ...]:
         """Keys that came after the first studies and stand at their defaults: they make no other study of an old one."""
-        new = ("refine", "objectives", "prior", "attribution", "anytime")
+        new = ("refine", "objectives", "prior", "attribution", "anytime", "grow")
         return tuple(key for key in new if getattr(self, key) == getattr(SearchConfig, key))
+
+    def ceiling(self, number: int, rungs: int) -> int:
+        """The rung that the trial of this number may climb to: as long as little is known, few documents each tell the most."""
+        return min(number // self.grow, rungs - 1) if self.grow else rungs - 1
 
     def limits(self) -> dict[str, float | None]:
         """How long to search: what may change from one run of a study to the next."""
@@ -99,6 +105,11 @@ class Experiment:
         if search.heal_after >= len(suite.rungs):
             last = len(suite.rungs) - 1
             raise DocumentError(f"{place / 'search' / 'heal_after'}: there is no rung {search.heal_after}; the last is {last}")
+        if search.grow and (search.eta > 1 or len(search.objectives) > 1):
+            raise DocumentError(
+                f"{place / 'search' / 'grow'}: trials end on a rung by their number, which takes one objective and no race; set"
+                " eta to 1, or leave grow out"
+            )
         space = Space.from_data(block.get("recipe"), place / "recipe", root)
         check_objectives(search.objectives, suite, guard, place / "search" / "objectives")
         if search.anytime and search.anytime.against not in (models := ("base", *space.template["sources"])):

@@ -165,15 +165,18 @@ class Outcome:
         }
 
 
-def live(name: str, recipe: Recipe, arena: Arena, *, earns_healing: bool = True) -> Life[Outcome]:
-    """The whole life of a recipe. Healing is paid for only where the unhealed form survives its rung; then it begins anew."""
+def live(name: str, recipe: Recipe, arena: Arena, *, earns_healing: bool = True, ceiling: int | None = None) -> Life[Outcome]:
+    """The whole life of a recipe, up to the rung `ceiling`. Healing is paid for only where the unhealed form survives its rung;
+    then it begins anew."""
+    top = len(arena.splits.rungs) - 1 if ceiling is None else ceiling
     try:
         if recipe.heal is None or not earns_healing:
-            return (yield from climb(name, recipe, arena))
-        plain = yield from climb(name, replace(recipe, heal=None), arena, until=arena.experiment.search.heal_after)
+            return (yield from climb(name, recipe, arena, top))
+        earned = min(arena.experiment.search.heal_after, top)
+        plain = yield from climb(name, replace(recipe, heal=None), arena, earned, eta=arena.experiment.search.heal_eta)
         if plain.state == "stopped":
             return plain
-        healed = yield from climb(f"{name} healed", recipe, arena)
+        healed = yield from climb(f"{name} healed", recipe, arena, top)
         return replace(
             healed,
             name=name,
@@ -186,12 +189,12 @@ def live(name: str, recipe: Recipe, arena: Arena, *, earns_healing: bool = True)
         return Outcome(name, recipe, "failed", reason=str(failure))
 
 
-def climb(name: str, recipe: Recipe, arena: Arena, *, until: int | None = None) -> Life[Outcome]:
-    """Rung by rung until the race or the top ends it, or the rung `until`, after which one in `heal_eta` is healed."""
+def climb(name: str, recipe: Recipe, arena: Arena, top: int, *, eta: float | None = None) -> Life[Outcome]:
+    """Rung by rung until the race ends it, or the rung `top`; one in `eta` survives that, where a number is given."""
     outcome = Outcome(name, recipe)
-    for rung in range(len(arena.splits.rungs) if until is None else until + 1):
+    for rung in range(top + 1):
         job = Job(recipe, _new(arena.splits.rung(rung), outcome.scores), measure=_unmeasured(arena, outcome))
-        outcome = _scored(outcome, (yield job), rung, arena, arena.experiment.search.heal_eta if rung == until else None)
+        outcome = _scored(outcome, (yield job), rung, arena, eta if rung == top else None)
         if outcome.arrivals[-1][1].reason in ("behind", "guard"):
             return replace(outcome, state="stopped", reason=outcome.arrivals[-1][1].reason)
         if arena.is_worse(outcome.scores):

@@ -129,13 +129,15 @@ class Trials:
         seen = next((o for o in self.outcomes if o.name[5:] == name[5:] and o.state != "failed"), None)
         if seen is not None:
             return trial, replace(seen, name=name, arrivals=(), seconds={}, reason=f"same recipe as {seen.name}")
-        return trial, (yield from live(name, recipe, self.arena))
+        ceiling = self.experiment.search.ceiling(number, len(self.arena.splits.rungs))
+        return trial, (yield from live(name, recipe, self.arena, ceiling=ceiling))
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
         """Folder first, then the sampler, then the line in the journal that makes the trial count."""
         self.record.write_scored(f"trials/{outcome.name}", outcome.recipe, outcome.scores, outcome.to_data())
         trial.set_user_attr("folder", outcome.name)
         trial.set_user_attr("state", outcome.state)
+        trial.set_user_attr("rung", outcome.rung)
         if getattr(self.study.sampler, "wants_documents", False) and outcome.state != "failed":
             trial.set_user_attr("documents", self._answers(outcome))
         if getattr(self.study.sampler, "wants_answers", False) and outcome.state != "failed":
@@ -187,6 +189,6 @@ def directions_of(experiment: Experiment) -> list[StudyDirection]:
 
 
 def best_of(outcomes: Sequence[Outcome]) -> float | None:
-    """The highest estimate of a survivor that keeps its guards."""
-    values = [o.estimate.value for o in outcomes if o.feasible and o.state == "survived" and o.estimate]
-    return max(values, default=None)
+    """The highest estimate of a survivor that keeps its guards, on the highest rung that any has reached."""
+    values = [(o.rung, o.estimate.value) for o in outcomes if o.feasible and o.state == "survived" and o.estimate]
+    return max(values)[1] if values else None

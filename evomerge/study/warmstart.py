@@ -64,8 +64,8 @@ def _of(directory: Path, space: Space) -> Carried:
     trials = [t for t in read_trials(directory) if t.user_attrs.get("state") == "survived" and t.params and t.values]
     kept_guards = [t for t in trials if all(value <= 0 for value in t.constraints.values())]
     if not kept_guards:
-        raise StudyError(f"{directory}: no trial of this study reached the last rung within its guards; it gives no start")
-    best = max(kept_guards, key=lambda t: (t.values[0], -t.number))
+        raise StudyError(f"{directory}: no trial of this study ended its climb within its guards; it gives no start")
+    best = max(kept_guards, key=lambda t: (t.user_attrs.get("rung", 0), t.values[0], -t.number))
     start = translate(best.params, space)
     if not start:
         names = ", ".join(p.name for p in space.parameters[:3])

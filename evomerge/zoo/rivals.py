@@ -4,15 +4,17 @@
         --documents 60000 --out results/rivals
 
 All search the same numbers: the merge of the space, without distillation and longer contexts, without guards, on its short tasks.
-Ours foretells the margins of half the search documents, from the space's own starts; `race` is CMA-ES with a race, as in the
-space. The others score every trial on all search documents and begin where they begin by themselves: uniform points, Optuna's TPE
-and CMA-ES at their defaults, and mergekit-evolve's scheme (CMA-ES around weights of 1/n, σ 1/6, a population of 4 + 3 ln n).
+Ours foretells margins from the space's own starts, on an eighth of the search documents at first and on more as it goes; `race`
+is CMA-ES with a race, as in the space. The others score every trial on all search documents and begin where they begin by
+themselves: uniform points, Optuna's TPE and CMA-ES at their defaults, and mergekit-evolve's scheme (CMA-ES around weights of 1/n,
+σ 1/6, a population of 4 + 3 ln n).
 Whoever is best after so many documents, and after a fifth of them, is scored on every document that steered nothing. Each step
 that is there already is kept: the command can be run again, or killed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ from typing import Any
 from evomerge.document import dump_yaml, read_yaml
 from evomerge.report.tables import markdown
 from evomerge.scoring.scores import Scores
+from evomerge.study.experiment import SearchConfig
 
 from .findings import mean_and_interval
 from .studies import UNSEEN, parser_of, python, show, train
@@ -37,7 +40,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 OWN_STARTS = ("ours", "race")  # begin where the space does
 FEWER = 5  # ours is also asked what it had after a fifth of the documents
 ENDING = 20  # documents of each task for select and for sealed: each rival's certificate is nobody's concern here
-HALF = 2  # ours scores every trial on half the search documents
+SHARES, GROW = (8, 4, 2, 1), 24  # ours scores so many trials each on an eighth, a quarter and half, and the others on all
 CHEAPEST = 4  # a trial of the race takes a quarter of the search documents on average, or more
 
 
@@ -88,12 +91,20 @@ def experiment(space: Path, models: Path, rival: str, documents: int) -> dict[st
     if rival == "race":
         search |= {"eta": data["search"].get("eta", 3.0), "trials": CHEAPEST * documents // suite["rungs"][-1]}
     else:
-        suite["rungs"] = [suite["rungs"][-1] // (HALF if rival == "ours" else 1)]
-        search |= {"eta": 1, "trials": documents // suite["rungs"][-1], **RIVALS[rival]}
+        suite["rungs"] = [suite["rungs"][-1] // share for share in (SHARES if rival == "ours" else (1,))]
+        search |= {"eta": 1, "grow": GROW if rival == "ours" else 0, **RIVALS[rival]}
+        search["trials"] = trials_within(documents, suite["rungs"], search["grow"])
     if rival not in OWN_STARTS:
         data["recipe"] = _begun(recipe, 1 / len(recipe["sources"]) if rival == "mergekit-evolve" else None)
     data["search"] = search
     return data
+
+
+def trials_within(documents: int, rungs: Sequence[int], grow: int) -> int:
+    """How many trials that many documents pay for."""
+    growing = SearchConfig(grow=grow)
+    spent = itertools.accumulate(rungs[growing.ceiling(number, len(rungs))] for number in itertools.count())
+    return sum(1 for _ in itertools.takewhile(lambda documents_by_then: documents_by_then <= documents, spent))
 
 
 def _begun(tree: Any, weight: float | None, inside: bool = False) -> Any:
@@ -111,12 +122,12 @@ def _begun(tree: Any, weight: float | None, inside: bool = False) -> Any:
 def best(study: Path, documents: int) -> Path:
     """The recipe that looked best after so many documents; parents, which are scored first, count."""
     spent = sum(len(Scores.read(path)) for path in study.glob("baseline/*/scores.jsonl"))
-    found, top = study / "baseline/base/recipe.yaml", float("-inf")
+    found, top = study / "baseline/base/recipe.yaml", (-1, float("-inf"))
     for folder, notes in ended(study):
         spent += int(notes["documents"])
         if spent > documents:
             break
-        value = notes["estimate"]["value"] if notes["estimate"] else float("-inf")
+        value = (notes["rung"], notes["estimate"]["value"] if notes["estimate"] else float("-inf"))
         if notes["state"] == "survived" and value > top:
             found, top = folder / "recipe.yaml", value
     return found

@@ -12,7 +12,7 @@ from optuna.trial import create_trial
 
 from evomerge.study.samplers import make_sampler
 from evomerge.study.samplers.cube import Cube
-from evomerge.study.samplers.kriging import LINEAR, Kernel, Processes, chosen
+from evomerge.study.samplers.kriging import Kernel, Processes, _unlikely, chosen
 from evomerge.study.samplers.margins import Features, Foretold, Margins
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -29,43 +29,53 @@ def drawn(seed, points=12, dims=3, answers=5):
 @given(st.integers(0, 50), st.sampled_from([0.3, 0.8, 2.0]), st.sampled_from([0.01, 0.3]))
 def test_many_answers_are_foretold_as_scikit_learn_foretells_each(seed, length, noise):
     from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
+    from sklearn.gaussian_process.kernels import RBF
 
+    lengths = length * np.array([1.0, 0.5, 3.0])
     (points, answers), (others, _) = drawn(seed), drawn(seed + 1000, points=4)
-    mean, deviation = Processes(points, answers, Kernel(length, noise)).predict(others)
+    mean, deviation = Processes(points, answers, Kernel(lengths, noise)).predict(others)
 
-    kernel = RBF(length) + ConstantKernel(LINEAR) * DotProduct(1e-9)
-    theirs = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None)
-    theirs.fit(points - 0.5, answers - answers.mean(axis=0))
-    expected, spread = theirs.predict(others - 0.5, return_std=True)
+    theirs = GaussianProcessRegressor(RBF(lengths), alpha=noise, optimizer=None)
+    theirs.fit(points, answers - answers.mean(axis=0))
+    expected, spread = theirs.predict(others, return_std=True)
     np.testing.assert_allclose(mean, expected + answers.mean(axis=0), rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(np.broadcast_to(deviation[:, None], spread.shape), spread, rtol=1e-6)
 
 
-def test_the_kernel_is_the_one_that_foretells_what_was_left_out_best():
-    points, answers = drawn(3, points=20)
-    bends = np.sin(4 * points @ np.ones((3, 5))) + 0.05 * answers
+@given(st.integers(0, 50))
+def test_how_likely_a_kernel_is_and_its_slope_are_those_of_scikit_learn(seed):
+    """Theirs of each answer by itself, at the scale of ours, with what is usual taken out again."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 
-    def missed(kernel):
-        errors = []
-        for left in range(len(points)):
-            kept = np.arange(len(points)) != left
-            theirs = Processes(points[kept], bends[kept], kernel)
-            # the centre is that of all points: a mean without the point moves too
-            theirs.centre = bends.mean(axis=0)
-            theirs._moved = bends[kept] - theirs.centre
-            theirs._weights = theirs._inverse @ theirs._moved
-            errors.append(theirs.predict(points[left : left + 1])[0] - bends[left])
-        return np.square(errors).mean()
+    points, answers = drawn(seed)
+    place = np.random.default_rng(seed).normal([-0.5, 0.0, 1.0, -2.0], 0.5)
+    products = answers @ answers.T / answers.shape[1]
+    value, slope = _unlikely(place, points, products, place[:-1])
 
-    best = chosen(points, bends - bends.mean(axis=0))
-    others = [Kernel(best.length * factor, noise) for factor in (0.5, 1, 2) for noise in (0.01, 0.1, 0.3)]
-    assert missed(best) <= min(missed(other) for other in others) * 1.2
-    assert best.noise < 0.3  # the noise is small, and seen to be
+    kernel = RBF(np.exp(place[:-1])) + WhiteKernel(np.exp(place[-1]))
+    scale = np.trace(np.linalg.solve(kernel(points), products)) / len(points)
+    theirs = [GaussianProcessRegressor(kernel, alpha=0, optimizer=None).fit(points, y / np.sqrt(scale)) for y in answers.T]
+    likely = [model.log_marginal_likelihood(place, eval_gradient=True) for model in theirs]
+    constant = len(points) * (np.log(2 * np.pi) - np.log(scale) + 1) / 2
+    np.testing.assert_allclose(value, -constant - np.mean([each for each, _ in likely]), rtol=1e-8)
+    np.testing.assert_allclose(slope, -np.mean([each for _, each in likely], axis=0), rtol=1e-6, atol=1e-8)
+
+
+def test_a_dimension_that_matters_little_gets_a_great_length_and_small_noise_is_seen_to_be_small():
+    rng = np.random.default_rng(5)
+    points = rng.random((40, 6))
+    answers = np.sin(5 * points[:, :2] @ rng.standard_normal((2, 30))) + 0.05 * rng.standard_normal((40, 30))
+
+    kernel = chosen(points, answers - answers.mean(axis=0))
+
+    assert kernel.lengths[2:].min() > 2 * kernel.lengths[:2].max()
+    assert kernel.noise < 0.1
 
 
 def test_nothing_is_left_to_find_out_where_somebody_is_scoring_already():
-    points, answers = drawn(4)
+    points, _ = drawn(4)
+    answers = np.sin(4 * points @ np.ones((3, 5)))
     there = np.full((1, 3), 0.9)
     before, after = Processes(points, answers), Processes(points, answers).believing(there)
 

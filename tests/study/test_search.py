@@ -90,6 +90,17 @@ def test_an_interrupted_study_proposes_what_it_would_have_proposed(laboratory, s
     assert certificate(laboratory / "study")["winner"] == certificate(laboratory / "whole")["winner"]
 
 
+def test_a_study_that_grows_scores_its_first_trials_on_few_documents_and_none_of_them_wins(laboratory):
+    space = change(laboratory, search={"sampler": "margins", "sampler_options": {"first": 4}, "eta": 1, "grow": 5})
+    search(space, laboratory / "whole", workers=1)
+    in_pieces(space, laboratory / "study", 3, 7)
+
+    folders = sorted((laboratory / "study/trials").iterdir())
+    assert [json.loads((folder / "verdict.json").read_text())["rung"] for folder in folders] == [0] * 5 + [1] * 7
+    assert parameters(laboratory / "study") == parameters(laboratory / "whole")
+    assert int(certificate(laboratory / "study")["winner"]["name"][:4]) >= 5
+
+
 @pytest.mark.parametrize("moment", ["baseline/average", "trials/0002", "trials/0007", "best/model"])
 def test_a_study_killed_at_any_moment_goes_on_where_it_stood(laboratory, moment):
     command = [sys.executable, "-m", "evomerge.cli", "search", str(laboratory / "space.yaml"), "--resume", "--log", "quiet"]
@@ -235,6 +246,8 @@ def test_a_changed_source_cannot_resume_a_study(laboratory):
         ({"search": {"sampler": "cma"}}, "sampler 'cma' is not known; did you mean 'cmaes'?"),
         ({"search": {"budget": "soon"}}, "'soon' is not a duration"),
         ({"search": {"heal_after": 5}}, "there is no rung 5; the last is 1"),
+        ({"search": {"grow": 5}}, "search.grow: .* takes one objective and no race; set eta to 1"),
+        ({"search": {"grow": 5, "eta": 1, "objectives": ["target", "parameters"]}}, "search.grow: .* takes one objective"),
         ({"recipe": {"base": "nowhere"}}, "nowhere"),
         (
             {"scoring": {"lm_eval": {"apply_chat_template": True}}},

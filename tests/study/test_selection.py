@@ -71,10 +71,11 @@ def test_an_undecided_comparison_says_how_many_documents_would_decide():
     assert "sealed documents would decide" in decision.reasons[0]
 
 
-def test_finalists_are_the_best_that_reached_the_top_and_kept_their_guards():
+@pytest.mark.parametrize(("most", "names"), [(1, ["high"]), (2, ["high", "middle"]), (9, ["high", "middle", "below", "lowest"])])
+def test_finalists_are_the_best_of_those_that_climbed_highest_within_their_guards(most, names):
     found = finalists(
         [
-            outcome("low", 0.5, weight=0.1),
+            outcome("lowest", 0.5, rung=1, weight=0.1),
             outcome("high", 0.9, weight=0.2),
             outcome("stopped", 0.95, state="stopped", weight=0.3),
             outcome("below", 0.96, rung=1, weight=0.4),
@@ -82,11 +83,10 @@ def test_finalists_are_the_best_that_reached_the_top_and_kept_their_guards():
             outcome("middle", 0.7, constraints={"kept": -0.01}, weight=0.6),
             outcome("again", 0.9, weight=0.2),
         ],
-        most=2,
-        top=2,
+        most,
     )
 
-    assert [o.name for o in found] == ["high", "middle"]
+    assert [o.name for o in found] == names
 
 
 def test_a_baseline_clearly_behind_the_best_is_out_of_reach():

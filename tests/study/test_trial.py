@@ -64,6 +64,21 @@ def test_only_new_documents_are_asked_at_each_rung(arena, recipe):
     assert outcome.seconds == {"score": 2.0}
 
 
+def test_a_life_that_may_climb_to_the_first_rung_ends_there_and_is_told_its_estimate(arena, recipe):
+    outcome, jobs = run(live("0000-x", recipe, arena, ceiling=0), GOOD)
+
+    assert [sum(map(len, job.documents.values())) for job in jobs] == [30]
+    assert (outcome.state, outcome.rung, outcome.told) == ("survived", 0, pytest.approx(0.8))
+
+
+def test_healing_is_earned_below_the_ceiling(arena, recipe):
+    arena.experiment = replace(arena.experiment, search=replace(arena.experiment.search, heal_after=1))
+    good, jobs = run(live("0000-x", healing(recipe), arena, ceiling=0), GOOD)
+
+    assert [job.recipe.heal is not None for job in jobs] == [False, True]
+    assert (good.state, good.rung, good.recipe.heal is not None) == ("survived", 0, True)
+
+
 def test_a_candidate_that_falls_behind_is_stopped_and_told_below_the_survivors(arena, recipe):
     survivor, _ = run(live("0000-x", recipe, arena), GOOD)
     outcome, jobs = run(live("0001-y", recipe, arena), WEAK)

@@ -55,7 +55,7 @@ def certified(experiment, top, seed, split_name="sealed"):
         outcomes.append(outcome)
 
     judge = Judge(experiment, None)
-    best = finalists(outcomes, 5, top_rung)
+    best = finalists(outcomes, 5)
     contenders = [Contender(o.name, worker.evaluate(Job(o.recipe, splits.select)).scores, o) for o in best]
     recipe = choose(contenders, Scores(), judge).outcome.recipe
     documents = getattr(splits, split_name)

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
 
-LINEAR = 0.3  # of the kernel's straight part, beside 1 for what bends
-LENGTHS = (0.08, 0.15, 0.23, 0.32, 0.45, 0.65, 1.0)  # over the square root of the dimensions, in widths of the ranges
-NOISES = (0.01, 0.03, 0.1, 0.3)  # variance of the noise, beside 1 for what bends
-ENOUGH, LATEST = 96, 200  # answers, and points of the latest, that the kernel is chosen by
+LENGTH = 0.32  # of the kernel, before anything is known: times the square root of the dimensions, in widths of the ranges
+LOOSE = 2.0  # standard deviation of the logarithm of a length around that
+LENGTHS, NOISES = (0.05, 50.0), (1e-3, 1.0)  # bounds of lengths, and of the variance of the noise beside 1 for what bends
+ENOUGH, LATEST = 150, 200  # answers, and points of the latest, that the kernel is chosen by
+STEPS = 60  # of the search for it
 TINY = 1e-9
 
 
 class Kernel(NamedTuple):
-    """k(a, b) = exp(-|a - b|² / 2 length²) + LINEAR (a - ½)·(b - ½), with `noise` on the diagonal."""
+    """k(a, b) = exp(-½ Σ (aᵢ - bᵢ)² / lengthᵢ²), with `noise` on the diagonal; a length for each dimension, [d]."""
 
-    length: float
+    lengths: Array
     noise: float
 
     def __call__(self, a: Array, b: Array) -> Array:
+        a, b = a / self.lengths, b / self.lengths
         apart = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-        bends = np.exp(-np.maximum(apart, 0.0) / (2 * self.length**2))
-        return np.asarray(bends + LINEAR * (a - 0.5) @ (b - 0.5).T, dtype=np.float64)
+        return np.asarray(np.exp(-np.maximum(apart, 0.0) / 2), dtype=np.float64)
 
     def inverse(self, points: Array) -> Array:
         return np.asarray(np.linalg.inv(self(points, points) + self.noise * np.eye(len(points))), dtype=np.float64)
-
-    def at(self, points: Array) -> Array:
-        """k(x, x) of every point, without noise."""
-        diagonal: Array = 1 + LINEAR * ((points - 0.5) ** 2).sum(axis=1)
-        return diagonal
 
 
 class Processes:
     """What `answers` [n, m] at `points` [n, d] say of other points; one kernel for all m (Rasmussen & Williams, 2006, ch. 2).
 
-    Each answer has a mean and a scale of its own. Without a kernel it is the one of a small grid whose leave-one-out errors
-    (section 5.4.2) are the smallest, every answer counted in units of what it varies by.
+    Each answer has a mean and a scale of its own. Without a kernel it is the likeliest, every answer counted in units of what it
+    varies by: a dimension that matters little gets a great length (section 5.1).
     """
 
     def __init__(self, points: Array, answers: Array, kernel: Kernel | None = None) -> None:
@@ -66,7 +64,7 @@ class Processes:
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean [k, m], and standard deviation [k] in units of each answer's scale."""
         near = self.kernel(points, self.points)
-        left = self.kernel.at(points) - ((near @ self._inverse) * near).sum(axis=1)
+        left = 1 - ((near @ self._inverse) * near).sum(axis=1)
         return self.centre + near @ self._weights, np.sqrt(np.maximum(left, TINY))
 
     def believing(self, points: Array) -> Processes:
@@ -78,12 +76,38 @@ class Processes:
 
 
 def chosen(points: Array, moved: Array) -> Kernel:
-    """The kernel of the grid that foretells each point best from all others."""
+    """The kernel under which the answers are likeliest, lengths drawn to `LENGTH` as long as little speaks for others."""
     points, some = points[-LATEST:], moved[-LATEST:, :: max(1, moved.shape[1] // ENOUGH)]
     some = some / np.maximum(some.std(axis=0), TINY)
-    widths = [length * np.sqrt(points.shape[1]) for length in LENGTHS]
-    grid = (Kernel(width, noise) for width in widths for noise in NOISES)
-    return min(grid, key=lambda kernel: float((_left_out(kernel.inverse(points), some) ** 2).mean()))
+    dims = points.shape[1]
+    first = np.log([*np.full(dims, LENGTH * math.sqrt(dims)), 0.03])
+    bounds = [tuple(np.log(LENGTHS))] * dims + [tuple(np.log(NOISES))]
+    products = some @ some.T / some.shape[1]
+    found = minimize(
+        _unlikely, first, (points, products, first[:-1]), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": STEPS}
+    )
+    return _kernel(found.x)
+
+
+def _kernel(logarithms: Array) -> Kernel:
+    return Kernel(np.exp(logarithms[:-1]), float(np.exp(logarithms[-1])))
+
+
+def _unlikely(logarithms: Array, points: Array, products: Array, usual: Array) -> tuple[float, Array]:
+    """-log of the likelihood of an answer whose mean outer product is `products` [n, n], its scale the likeliest one, and of
+    lengths that far from what is usual; with its gradient (Rasmussen & Williams, equation 5.9)."""
+    kernel, count = _kernel(logarithms), len(points)
+    bends = kernel(points, points)
+    whole = bends + kernel.noise * np.eye(count)
+    inverse = np.linalg.inv(whole)
+    weighed = inverse @ products
+    scale = float(np.trace(weighed)) / count
+    away = (logarithms[:-1] - usual) / LOOSE
+    value = (count * math.log(max(scale, TINY)) + float(np.linalg.slogdet(whole)[1]) + float(away @ away)) / 2
+    slope = (inverse - weighed @ inverse / max(scale, TINY)) / 2  # by each element of `whole`
+    pulls, scaled = slope * bends, points / kernel.lengths
+    lengths = 2 * (pulls.sum(axis=1) @ scaled**2 - (scaled * (pulls @ scaled)).sum(axis=0)) + away / LOOSE
+    return value, np.append(lengths, np.trace(slope) * kernel.noise)
 
 
 def _left_out(inverse: Array, moved: Array) -> Array:
