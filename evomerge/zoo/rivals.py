@@ -1,6 +1,6 @@
 """Ours against what others do, at equal numbers of documents scored, over families of several seeds.
 
-    python -m evomerge.zoo.rivals search_spaces/quickstart.yaml --families results/frozen --seeds 18 19 20 21 22 \\
+    python -m evomerge.zoo.rivals search_spaces/quickstart.yaml --families results/frozen --seeds 24 25 26 27 28 \\
         --documents 60000 --out results/rivals
 
 All search the same numbers: the merge of the space, without distillation and longer contexts, without guards, on its short tasks.

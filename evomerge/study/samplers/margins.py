@@ -61,7 +61,7 @@ class Margins(Seeded):
     wants_answers = True
 
     def __init__(
-        self, *, first: int = 12, sigma: float = 1 / 6, combine: Combine | None = None, **common: Unpack[Common]
+        self, *, first: int = 8, sigma: float = 0.1, combine: Combine | None = None, **common: Unpack[Common]
     ) -> None:
         super().__init__(**common)
         if first < FEWEST:
