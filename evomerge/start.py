@@ -30,12 +30,12 @@ $weights
 suite:
 $include  tasks: $tasks
   aggregate: geometric                      # no task is sold cheaply for another; or mean, min, relative
-  rungs: [96, 288, 768]                     # documents of the search, nested; the weak are dropped early
+  rungs: [96, 192, 384, 768]                # documents of the search, nested
   select: 300                               # fresh documents that choose one of the finalists
   sealed: 1200                              # seen once, by the chosen one: what the certificate rests on
 $guard
 scoring: {with: hf}                         # or vllm, or function
-search: {trials: 200, budget: 8h, seed: 0}
+search: {trials: 200, budget: 8h, eta: 1, grow: 24, seed: 0}    # 24 trials end on the first rung, 24 on the second, ...
 """)
 
 

@@ -75,7 +75,7 @@ def seconds(name: str, dims: int, trials: int) -> float:
     if name == "gp":
         return 0.005 * dims + 0.0017 * trials
     if name == "margins":
-        return 0.1 + 0.003 * dims + 0.002 * trials
+        return 0.06 + 0.002 * dims + 0.001 * trials
     return 0.0002 * dims + 2.7e-6 * dims * trials if name == "tpe" else 0.005
 
 
