@@ -12,7 +12,7 @@ from optuna.trial import create_trial
 
 from evomerge.study.samplers import make_sampler
 from evomerge.study.samplers.cube import Cube
-from evomerge.study.samplers.kriging import Kernel, Processes, _unlikely, chosen
+from evomerge.study.samplers.kriging import Kernel, Processes, _unlikely, chosen, noisy
 from evomerge.study.samplers.margins import Features, Foretold, Margins
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -51,7 +51,7 @@ def test_how_likely_a_kernel_is_and_its_slope_are_those_of_scikit_learn(seed):
     points, answers = drawn(seed)
     place = np.random.default_rng(seed).normal([-0.5, 0.0, 1.0, -2.0], 0.5)
     products = answers @ answers.T / answers.shape[1]
-    value, slope = _unlikely(place, points, products, place[:-1])
+    value, slope = _unlikely(place, points, products, place[:-1], 1.0)
 
     kernel = RBF(np.exp(place[:-1])) + WhiteKernel(np.exp(place[-1]))
     scale = np.trace(np.linalg.solve(kernel(points), products)) / len(points)
@@ -73,11 +73,45 @@ def test_a_dimension_that_matters_little_gets_a_great_length_and_small_noise_is_
     assert kernel.noise < 0.1
 
 
+def test_a_single_noisy_number_is_foretold_better_along_the_lengths_of_many_documents():
+    """Twenty-four trials in 17 dimensions that matter unequally; the number is a slope of one, measured with an error of one."""
+    found = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        matters = np.exp(0.8 * rng.standard_normal(17))
+        points, others = 0.5 + 0.12 * rng.standard_normal((24, 17)), 0.5 + 0.12 * rng.standard_normal((60, 17))
+        documents = np.sin(0.6 * (points - 0.5) @ (matters[:, None] * rng.standard_normal((17, 150))))
+        slope = matters * rng.standard_normal(17)
+        slope /= 0.12 * np.linalg.norm(slope)
+        number, truth = ((points - 0.5) @ slope + rng.standard_normal(24))[:, None], (others - 0.5) @ slope
+        known = Processes(points, documents).kernel
+        alone, along = (Processes(points, number, kernel) for kernel in (None, noisy(known, points, number)))
+        mean, deviation = along.predict(others)
+        surprise = (truth - mean[:, 0]) / (along.scale[0] * np.sqrt(deviation**2 + along.kernel.noise))
+        agreed = [np.corrcoef(each.predict(others)[0][:, 0], truth)[0, 1] for each in (alone, along)]
+        found.append([*agreed, np.square(surprise).mean()])
+
+    alone, along, surprised = np.mean(found, axis=0)
+    assert along > alone + 0.05
+    assert surprised < 1.2  # no surer than it may be
+
+
+def test_constraints_are_foretold_along_the_lengths_of_the_documents():
+    trials = [told(x, y, np.sin(9 * x + np.arange(40))) for x, y in GRID]
+    for trial in trials:
+        trial.set_constraint("guard", trial.params["y"] - 0.5)
+    known = foretold(trials)
+
+    assert known.limits is not None
+    np.testing.assert_array_equal(known.limits.kernel.lengths, known.parts[0].processes.kernel.lengths)
+    assert known.limits.kernel.lengths[1] > 2 * known.limits.kernel.lengths[0]  # no document minds y
+
+
 def test_nothing_is_left_to_find_out_where_somebody_is_scoring_already():
-    points, _ = drawn(4)
-    answers = np.sin(4 * points @ np.ones((3, 5)))
+    points, answers = drawn(4)
     there = np.full((1, 3), 0.9)
-    before, after = Processes(points, answers), Processes(points, answers).believing(there)
+    before = Processes(points, answers, Kernel(np.full(3, 0.5), 0.03))
+    after = before.believing(there)
 
     assert after.predict(there)[1] < 0.5 * before.predict(there)[1]
     np.testing.assert_allclose(after.predict(there)[0], before.predict(there)[0], atol=0.3)

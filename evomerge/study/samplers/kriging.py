@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 Array = NDArray[np.float64]
 
 LENGTH = 0.32  # of the kernel, before anything is known: times the square root of the dimensions, in widths of the ranges
-LOOSE = 2.0  # standard deviation of the logarithm of a length around that
+LOOSE, MANY = 2.0, 100  # standard deviation of the logarithm of a length around that, if learned from that many answers or more
 LENGTHS, NOISES = (0.05, 50.0), (1e-3, 1.0)  # bounds of lengths, and of the variance of the noise beside 1 for what bends
 ENOUGH, LATEST = 150, 200  # answers, and points of the latest, that the kernel is chosen by
 STEPS = 60  # of the search for it
@@ -76,24 +76,33 @@ class Processes:
 
 
 def chosen(points: Array, moved: Array) -> Kernel:
-    """The kernel under which the answers are likeliest, lengths drawn to `LENGTH` as long as little speaks for others."""
+    """The kernel under which the answers are likeliest, lengths drawn to `LENGTH` as long as little speaks for others; the fewer
+    answers, the more."""
     points, some = points[-LATEST:], moved[-LATEST:, :: max(1, moved.shape[1] // ENOUGH)]
     some = some / np.maximum(some.std(axis=0), TINY)
     dims = points.shape[1]
     first = np.log([*np.full(dims, LENGTH * math.sqrt(dims)), 0.03])
     bounds = [tuple(np.log(LENGTHS))] * dims + [tuple(np.log(NOISES))]
-    products = some @ some.T / some.shape[1]
-    found = minimize(
-        _unlikely, first, (points, products, first[:-1]), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": STEPS}
-    )
+    asked = points, some @ some.T / some.shape[1], first[:-1], LOOSE * min(1.0, math.sqrt(some.shape[1] / MANY))
+    found = minimize(_unlikely, first, asked, "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": STEPS})
     return _kernel(found.x)
+
+
+def noisy(kernel: Kernel, points: Array, answers: Array) -> Kernel:
+    """The same lengths, with the noise under which these answers are likeliest."""
+    moved = answers - answers.mean(axis=0)
+    moved = moved / np.maximum(moved.std(axis=0), TINY)
+    products, lengths = moved @ moved.T / moved.shape[1], np.log(kernel.lengths)
+    noises = np.geomspace(*NOISES, 13)
+    unlikely = [_unlikely(np.append(lengths, math.log(noise)), points, products, lengths, LOOSE)[0] for noise in noises]
+    return kernel._replace(noise=float(noises[int(np.argmin(unlikely))]))
 
 
 def _kernel(logarithms: Array) -> Kernel:
     return Kernel(np.exp(logarithms[:-1]), float(np.exp(logarithms[-1])))
 
 
-def _unlikely(logarithms: Array, points: Array, products: Array, usual: Array) -> tuple[float, Array]:
+def _unlikely(logarithms: Array, points: Array, products: Array, usual: Array, loose: float) -> tuple[float, Array]:
     """-log of the likelihood of an answer whose mean outer product is `products` [n, n], its scale the likeliest one, and of
     lengths that far from what is usual; with its gradient (Rasmussen & Williams, equation 5.9)."""
     kernel, count = _kernel(logarithms), len(points)
@@ -102,11 +111,11 @@ def _unlikely(logarithms: Array, points: Array, products: Array, usual: Array) -
     inverse = np.linalg.inv(whole)
     weighed = inverse @ products
     scale = float(np.trace(weighed)) / count
-    away = (logarithms[:-1] - usual) / LOOSE
+    away = (logarithms[:-1] - usual) / loose
     value = (count * math.log(max(scale, TINY)) + float(np.linalg.slogdet(whole)[1]) + float(away @ away)) / 2
     slope = (inverse - weighed @ inverse / max(scale, TINY)) / 2  # by each element of `whole`
     pulls, scaled = slope * bends, points / kernel.lengths
-    lengths = 2 * (pulls.sum(axis=1) @ scaled**2 - (scaled * (pulls @ scaled)).sum(axis=0)) + away / LOOSE
+    lengths = 2 * (pulls.sum(axis=1) @ scaled**2 - (scaled * (pulls @ scaled)).sum(axis=0)) + away / loose
     return value, np.append(lengths, np.trace(slope) * kernel.noise)
 
 

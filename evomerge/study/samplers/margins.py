@@ -22,7 +22,7 @@ from scipy.special import log_ndtr, ndtr
 from .arrival import arrived, note_arrival
 from .cube import Cube, Vector
 from .evolution import DIAGONAL_ABOVE
-from .kriging import Array, Processes
+from .kriging import Array, Processes, noisy
 from .seeded import Common, Seeded, Space, seed_for
 
 ANSWERS = "answers"  # user attribute of a trial: {form: {task: one number a document, in one order for all}}
@@ -60,9 +60,7 @@ class Margins(Seeded):
 
     wants_answers = True
 
-    def __init__(
-        self, *, first: int = 8, sigma: float = 0.1, combine: Combine | None = None, **common: Unpack[Common]
-    ) -> None:
+    def __init__(self, *, first: int = 8, sigma: float = 0.1, combine: Combine | None = None, **common: Unpack[Common]) -> None:
         super().__init__(**common)
         if first < FEWEST:
             raise TypeError(f"first: nothing is foretold from fewer than {FEWEST} trials, not {first}")
@@ -137,8 +135,13 @@ class Foretold:
         self.parts = _parts([each for each in told if len(each.answers) == len(self.tasks)], self.tasks)
         limits = max(len(each.over) for each in told)
         limited = [each for each in told if limits and len(each.over) == limits]
-        self.limits = Processes(*_stacked(limited, [each.over for each in limited])) if len(limited) >= FEWEST else None
+        self.limits = self._limits(limited) if len(limited) >= FEWEST else None
         self.spread = float(np.std([_value(trial) for trial in trials])) or 1.0
+
+    def _limits(self, limited: Sequence[Told]) -> Processes:
+        """Few numbers tell no lengths of their own: what moves documents moves constraints."""
+        points, over = _stacked(limited, [each.over for each in limited])
+        return Processes(points, over, noisy(self.parts[0].processes.kernel, points, over))
 
     def believing(self, running: Sequence[Mapping[str, Any]]) -> Foretold:
         """The same, certain of what is being scored."""
