@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from evomerge.document import Block, Place, describe
 from evomerge.errors import DocumentError, GuardError, SuiteError
@@ -79,7 +79,7 @@ class GuardConfig:
     sealed: int = 1600  # per guard task
     repair: int | None = None  # per guard task; None: as many as sealed where the suite holds some back
     select: int | None = None  # per guard task; None: as many as all target tasks together
-    search: int | None = None  # per guard task on the top rung; None: as many as the average target task
+    search: int | tuple[int, ...] | None = None  # per guard task on the top rung, or on each; None: as the average target task
     discordance: float = 0.1  # share of documents on which two models are expected to differ
     kl: float | None = None  # mean over the tokens of the prompts, in nats
     kl_p95: float | None = None  # 95th percentile over them
@@ -100,7 +100,7 @@ class GuardConfig:
             sealed=block.integer("sealed", cls.sealed, low=1),
             repair=block.integer("repair", None, low=1),
             select=block.integer("select", None, low=1),
-            search=block.integer("search", None, low=1),
+            search=_on_rungs(block),
             discordance=float(block.number("discordance", cls.discordance, low=1e-3, high=1.0)),
             kl=block.number("kl", None, low=0.0),
             kl_p95=block.number("kl_p95", None, low=0.0),
@@ -216,13 +216,22 @@ def _needs(suite: Suite, guard: GuardConfig | None) -> dict[str, _Need]:
     if guard and guard.repair and not suite.repair:
         raise SuiteError("guard.repair: documents are held back of guards and not of targets; give suite.repair too")
     if guard:  # a guard task rides the rungs like the average target task; on select it must tell a loss from bad luck
-        share = guard.search / suite.rungs[-1] if guard.search else 1 / tasks
         held_back = (guard.repair or guard.sealed) if suite.repair else 0
-        rides = _Need(
-            tuple(math.ceil(rung * share) for rung in suite.rungs), guard.select or suite.select, guard.sealed, held_back
-        )
+        rides = _Need(_ridden(guard, suite), guard.select or suite.select, guard.sealed, held_back)
         need |= dict.fromkeys(guard.tasks, rides)
     return need
+
+
+def _ridden(guard: GuardConfig, suite: Suite) -> tuple[int, ...]:
+    """How many documents of a guard task each rung takes."""
+    if isinstance(guard.search, tuple):
+        if len(guard.search) != len(suite.rungs):
+            raise SuiteError(
+                f"guard.search: {len(guard.search)} numbers for {len(suite.rungs)} rungs; give one for each, or one for the last"
+            )
+        return guard.search
+    share = guard.search / suite.rungs[-1] if guard.search else 1 / len(suite.tasks)
+    return tuple(math.ceil(rung * share) for rung in suite.rungs)
 
 
 def _share(total: int, place: int, tasks: int) -> int:
@@ -275,11 +284,24 @@ def _include(block: Block, root: Path | None) -> tuple[str, ...]:
     return tuple(absolute)
 
 
+def _on_rungs(block: Block) -> int | tuple[int, ...] | None:
+    """A number for the last rung, or one for each, none below the one before."""
+    if not isinstance(block.get("search", None), list):
+        return cast("int | None", block.integer("search", None, low=1))
+    numbers = _counts(block, "search", [])
+    if not numbers or any(a > b for a, b in itertools.pairwise(numbers)):
+        raise GuardError(f"{block.place / 'search'}: {list(numbers)} must not shrink from rung to rung")
+    return numbers
+
+
+def _counts(block: Block, key: str, default: list[int]) -> tuple[int, ...]:
+    found = block.sequence(key, default)
+    counted = Block({str(i): count for i, count in enumerate(found)}, block.place / key, [str(i) for i in range(len(found))])
+    return tuple(counted.integer(str(i), low=1) for i in range(len(found)))
+
+
 def _rungs(block: Block, default: tuple[int, ...], tasks: int) -> tuple[int, ...]:
-    place = block.place / "rungs"
-    rungs = block.sequence("rungs", list(default))
-    counted = Block({str(i): rung for i, rung in enumerate(rungs)}, place, [str(i) for i in range(len(rungs))])
-    numbers = tuple(counted.integer(str(i), low=1) for i in range(len(rungs)))
+    place, numbers = block.place / "rungs", _counts(block, "rungs", list(default))
     if not numbers or numbers[0] < tasks or any(a >= b for a, b in itertools.pairwise(numbers)):
         raise SuiteError(
             f"{place}: {list(numbers)} must grow from rung to rung and begin with at least one document per task ({tasks})"

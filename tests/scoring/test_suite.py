@@ -53,6 +53,16 @@ def test_a_guard_may_ask_for_more_documents_on_the_rungs_and_on_select() -> None
     assert (len(splits.select["past"]), len(splits.sealed["past"])) == (11, 20)
 
 
+def test_a_guard_may_say_its_documents_on_each_rung() -> None:
+    guard = GuardConfig.from_data({"tasks": {"past": 0.5}, "sealed": 20, "search": [12, 12, 15]}, PLACE)
+    splits = split(SUITE, guard, CATALOGUE)
+
+    assert [rung["past"] for rung in splits.rungs] == [12, 12, 15]
+    assert splits.new(1)["past"] == []
+    with pytest.raises(SuiteError, match="3 numbers for 2 rungs"):
+        split(Suite({"sort": 1.0}, rungs=(4, 9), select=7, sealed=11), guard, CATALOGUE)
+
+
 def test_another_seed_gives_other_splits() -> None:
     other = Suite(**{**SUITE.to_data(), "rungs": SUITE.rungs, "include": (), "seed": 1})
 
@@ -128,6 +138,9 @@ def test_included_folders_are_taken_from_beside_the_file(tmp_path) -> None:
         ({"ewc": {"fisher": "f", "limits": {"base": -1}}}, DocumentError, "-1 is outside"),
         ({"tasks": {"past": 2}}, DocumentError, "guard.tasks.past: 2 is outside"),
         ({"tasks": {"past": 0.1}, "seald": 5}, DocumentError, "did you mean 'sealed'"),
+        ({"tasks": {"past": 0.1}, "search": [9, 8]}, GuardError, "must not shrink from rung to rung"),
+        ({"tasks": {"past": 0.1}, "search": []}, GuardError, "must not shrink from rung to rung"),
+        ({"tasks": {"past": 0.1}, "search": [9, "8"]}, DocumentError, "guard.search.1: expected a whole number"),
     ],
 )
 def test_a_wrong_guard_is_refused(data: dict, error: type[Exception], message: str) -> None:
