@@ -105,11 +105,15 @@ def _kinds(trials: list[Ended]) -> list[tuple[str, str, str, list[Ended]]]:
     known = [t for t in trials if t.value is not None]
     stopped = [t for t in known if t.notes["state"] == "stopped"]
     survived = [t for t in known if t.notes["state"] == "survived"]
+    top = max((t.notes["rung"] for t in survived), default=0)
+    reached, below = ([t for t in survived if (t.notes["rung"] == top) is there] for there in (True, False))
     return [
         ("stopped on a rung", "#cbd5e1", "o", [t for t in stopped if t.feasible]),
         ("stopped, a guard broken", "#fca5a5", "x", [t for t in stopped if not t.feasible]),
-        ("reached its top", COLOURS[0], "o", [t for t in survived if t.feasible]),
-        ("reached its top, a guard broken", COLOURS[7], "x", [t for t in survived if not t.feasible]),
+        *([("ended on a lower rung", "#93c5fd", "o", [t for t in below if t.feasible])] if below else []),
+        *([("ended on a lower rung, a guard broken", "#fda4af", "x", [t for t in below if not t.feasible])] if below else []),
+        ("reached the top", COLOURS[0], "o", [t for t in reached if t.feasible]),
+        ("reached the top, a guard broken", COLOURS[7], "x", [t for t in reached if not t.feasible]),
     ]
 
 

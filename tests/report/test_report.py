@@ -83,6 +83,22 @@ def test_an_unfinished_study_has_a_report_too(laboratory):
     assert "not finished: 12 trials so far" in write_report(laboratory / "study")
 
 
+def test_trials_of_a_search_that_grows_are_shown_apart_and_the_best_is_of_the_highest_rung(laboratory):
+    from evomerge.report.figures import _best_so_far, _kinds
+    from evomerge.report.view import View
+
+    search(change(laboratory, search={"eta": 1, "grow": 5}), laboratory / "grown", workers=1)
+    trials = View.of(laboratory / "grown").trials
+    kinds = {label: len(there) for label, _, _, there in _kinds(trials)}
+    best = dict(_best_so_far(trials))
+    high = [trial.value for trial in trials if trial.notes["rung"] == 1 and trial.feasible]
+
+    assert sum(kinds[label] for label in kinds if label.startswith("ended on a lower rung")) == 5
+    assert sum(kinds[label] for label in kinds if label.startswith("reached the top")) == 7
+    assert best[max(best)] == max(high)
+    assert not any("lower" in label for label, *_ in _kinds(trials[5:]))
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path):
     with pytest.raises(StudyError, match="is not the folder of a study"):
         write_report(tmp_path)

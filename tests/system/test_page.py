@@ -70,7 +70,7 @@ def test_the_pictures_show_the_search_and_the_curves_over_depth(page):
     sections = page.ask(SECTIONS)
 
     search, depth = sections["The search"], sections["The winner over the depth of the model"]
-    assert {"trial", "reached its top", "best so far, guards kept", "best baseline: average"} <= set(search["said"])
+    assert {"trial", "reached the top", "best so far, guards kept", "best baseline: average"} <= set(search["said"])
     assert search["drawn"] > 12  # a mark a trial, and the axes
     assert {"*: task_arithmetic, weight", "depth", "a", "b"} <= set(depth["said"])
 
