@@ -125,6 +125,16 @@ def test_an_interrupted_search_writes_its_report_and_ends_with_130(laboratory):
     assert (laboratory / "study/report.html").exists()
 
 
+@pytest.mark.parametrize("command", [["eval", "base"], ["guard", "a", "--against", "base"]])
+def test_a_conversation_with_a_model_that_has_no_template_for_it_is_refused_before_anything_runs(laboratory, command):
+    change(laboratory, scoring={"lm_eval": {"apply_chat_template": True}})
+    refused = run(*command, "--suite", "space.yaml", cwd=laboratory)
+
+    assert refused.returncode == 2
+    assert "apply_chat_template" in refused.stderr
+    assert "has no chat template; set it to false" in refused.stderr
+
+
 def test_guard_judges_models_recipes_and_written_scores(laboratory):
     """The base is its own equal; a model whose guarded numbers moved far is refused, and what flipped is told."""
     (laboratory / "far.yaml").write_text(

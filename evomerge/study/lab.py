@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from evomerge.candidate.chat import template_of
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.merge import card
 from evomerge.candidate.save import save
@@ -120,8 +121,10 @@ class Lab:
 
 
 def scorer_of(experiment: Experiment) -> Scorer:
-    """The experiment's scorer, no model in it yet; it knows its documents all the same."""
+    """The experiment's scorer, no model in it yet; it knows its documents all the same. Raises ScoringError where it is to
+    speak in conversations and the base has no template for them."""
     base = Checkpoint.open(experiment.space.build(experiment.space.start()).base.location)
+    experiment.scoring.refuse_no_template(template_of(base.path), base.path)
     return make_scorer(experiment.scoring, experiment.suite, experiment.guard, model=base.path, root=experiment.root)
 
 

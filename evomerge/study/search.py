@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from evomerge.candidate.chat import template_of
 from evomerge.candidate.checkpoint import Checkpoint
 from evomerge.candidate.finite import refuse_nan
 from evomerge.candidate.plan import plan
@@ -103,7 +102,6 @@ def prepare(experiment: Experiment) -> tuple[Splits, dict[str, str]]:
     for corner in experiment.space.corners():
         longer = plan(experiment.space.build(corner), base, sources).config
         experiment.scoring.refuse_longer(base.config, longer)
-    experiment.scoring.refuse_no_template(template_of(base.path), base.path)
     splits = split_documents(experiment)
     refuse_undecidable(experiment.guard, splits.sealed)
     refuse_broken_line(recipe.base.model, experiment.guard, lambda: catalogue(experiment))
