@@ -177,7 +177,9 @@ def best_point(foretold: Foretold, features: Features, trials: Sequence[FrozenTr
     tried = np.array([features.cube.point(trial.params) for trial in trials])
     centre: Vector = tried[int(foretold(tried, 0.0).argmax())]
     if len(centre) == 1:  # an evolution needs two dimensions
-        line = np.linspace(0.0, 1.0, GENERATIONS * BROOD)[:, None]
+        many = GENERATIONS * BROOD
+        within = (np.arange(many) + np.random.default_rng(seed).random(many)) / many
+        line = np.array([0.0, *within, 1.0])[:, None]
         return np.asarray(line[int(foretold(line, hope).argmax())])
     bounds = np.tile([0.0, 1.0], (len(centre), 1))
     kind = CMA if len(centre) <= DIAGONAL_ABOVE else SepCMA
