@@ -73,7 +73,7 @@ class Loop:
     def _attribute(self, outcomes: Sequence[Outcome], layers: int) -> None:
         """What each delta is worth to the best trials, on search documents."""
         top = len(self.splits.rungs) - 1
-        best = finalists(outcomes, self.experiment.search.attribution)
+        best = [o for o in finalists(outcomes, self.experiment.search.attribution) if o.rung == top]
         if not best or not self.experiment.search.attribution:
             return
         targets = self.experiment.suite.tasks

@@ -52,8 +52,7 @@ def figures(
     experiment: Experiment, judge: Judge, best: Sequence[Outcome], select: Mapping[str, Scores], contenders: Sequence[Contender]
 ) -> Certificate:
     """The finalists as the search saw them, without the luck of the best (empirical Bayes), and on fresh documents."""
-    tasks = list(experiment.suite.tasks)
-    values = [{task: o.scores.values(task) for task in tasks} for o in best]
+    values = _shared([{task: o.scores.values(task) for task in experiment.suite.tasks} for o in best])
     kinds: dict[str, Any] = {
         "kind": experiment.suite.aggregate,
         "weights": dict(experiment.suite.tasks),
@@ -73,6 +72,12 @@ def figures(
         "optimism": optimism(values, **kinds, seed=experiment.search.seed) if len(best) > 1 else 0.0,
         "select": {contender.name: summary(judge, contender.scores) for contender in contenders},
     }
+
+
+def _shared(values: Sequence[Mapping[str, Mapping[int, float]]]) -> list[dict[str, dict[int, float]]]:
+    """The same on the documents that all were scored on: in a search that grows, finalists may come from different rungs."""
+    common = {task: set.intersection(*(set(each[task]) for each in values)) for task in (values[0] if values else ())}
+    return [{task: {doc: each[task][doc] for doc in docs} for task, docs in common.items()} for each in values]
 
 
 def summary(judge: Judge, scores: Scores) -> Certificate:

@@ -101,6 +101,16 @@ def test_a_study_that_grows_scores_its_first_trials_on_few_documents_and_none_of
     assert int(certificate(laboratory / "study")["winner"]["name"][:4]) >= 5
 
 
+@pytest.mark.parametrize("trials", [4, 6])  # none on the last rung, and fewer than there are finalists
+def test_a_study_that_has_hardly_grown_ends_with_finalists_of_lower_rungs(laboratory, trials):
+    space = change(laboratory, search={"eta": 1, "grow": 5, "attribution": 2, "trials": trials})
+
+    assert search(space, laboratory / "study", workers=1) in (0, 3, 5)
+    found = certificate(laboratory / "study")
+    assert len(found["finalists"]) == 3
+    assert [each["name"][:4] == "0005" for each in found["finalists"]] == [trials == 6, False, False]
+
+
 @pytest.mark.parametrize("moment", ["baseline/average", "trials/0002", "trials/0007", "best/model"])
 def test_a_study_killed_at_any_moment_goes_on_where_it_stood(laboratory, moment):
     command = [sys.executable, "-m", "evomerge.cli", "search", str(laboratory / "space.yaml"), "--resume", "--log", "quiet"]
