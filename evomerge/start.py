@@ -30,13 +30,21 @@ $weights
 suite:
 $include  tasks: $tasks
   aggregate: geometric                      # no task is sold cheaply for another; or mean, min, relative
-  rungs: [96, 192, 384, 768]                # documents of the search, nested
+$rungs
   select: 300                               # fresh documents that choose one of the finalists
   sealed: 1200                              # seen once, by the chosen one: what the certificate rests on
 $guard
 scoring: {with: hf}                         # or vllm, or function
-search: {trials: 200, budget: 8h, eta: 1, grow: 24, seed: 0}    # 24 trials end on the first rung, 24 on the second, ...
+$search
 """)
+RACE = (
+    "  rungs: [96, 288, 768]                     # documents of the search, nested; the weak are dropped early",
+    "search: {trials: 200, budget: 8h, seed: 0}",
+)
+GROW = (  # measured without guards only: on few documents of a guard, bad luck looks like a loss
+    "  rungs: [96, 192, 384, 768]                # documents of the search, nested",
+    "search: {trials: 200, budget: 8h, eta: 1, grow: 24, seed: 0}    # 24 trials end on the first rung, 24 on the second, ...",
+)
 
 
 def init(directory: str | Path, base: str | None, sources: Sequence[str], tasks: Sequence[str], guards: Sequence[str]) -> Path:
@@ -63,6 +71,7 @@ def starter(path: Path, base: str | None, models: dict[str, str], tasks: Sequenc
     targets = list(tasks) or ["zoo_sort", "zoo_flip"]
     guarded = list(guards) or (["zoo_past"] if shipped else [])
     sources = ZOO if shipped else models
+    rungs, search = RACE if guarded else GROW
     return TEXT.substitute(
         file=path,
         base=_line({"base": base or "zoo:models/base"}),
@@ -73,6 +82,8 @@ def starter(path: Path, base: str | None, models: dict[str, str], tasks: Sequenc
         else "",
         tasks=_flow(dict.fromkeys(targets, "1.0")),
         guard=_guard(guarded),
+        rungs=rungs,
+        search=search,
     )
 
 

@@ -16,6 +16,15 @@ def test_without_models_the_file_is_about_those_that_ship(tmp_path):
     assert experiment.search.budget == 8 * 3600
 
 
+@pytest.mark.parametrize("guards", [[], ["mmlu"]])
+def test_a_search_grows_where_nothing_is_guarded_and_races_where_something_is(tmp_path, guards):
+    data = read_yaml(init(tmp_path, "org/base", ["math=org/math"], ["gsm8k"], guards))
+
+    assert (data["search"].get("grow", 0) > 0) is (not guards)
+    assert data["search"].get("eta", 3) == (3 if guards else 1)
+    assert len(data["suite"]["rungs"]) == (3 if guards else 4)
+
+
 def test_models_tasks_and_guards_of_the_command_line_stand_in_the_file(tmp_path):
     path = init(tmp_path, "org/base", ["math=org/math", "code: 1=./co de"], ["gsm8k", "mbpp"], ["mmlu"])
     data = read_yaml(path)

@@ -87,14 +87,15 @@ def test_trials_of_a_search_that_grows_are_shown_apart_and_the_best_is_of_the_hi
     from evomerge.report.figures import _best_so_far, _kinds
     from evomerge.report.view import View
 
-    search(change(laboratory, search={"eta": 1, "grow": 5}), laboratory / "grown", workers=1)
+    search(change(laboratory, search={"sampler": "random", "eta": 1, "grow": 5, "trials": 8}), laboratory / "grown", workers=1)
     trials = View.of(laboratory / "grown").trials
     kinds = {label: len(there) for label, _, _, there in _kinds(trials)}
     best = dict(_best_so_far(trials))
-    high = [trial.value for trial in trials if trial.notes["rung"] == 1 and trial.feasible]
+    low, high = ([trial.value for trial in trials if trial.notes["rung"] == rung and trial.feasible] for rung in (0, 1))
 
+    assert max(low) > max(high)  # few documents flatter
     assert sum(kinds[label] for label in kinds if label.startswith("ended on a lower rung")) == 5
-    assert sum(kinds[label] for label in kinds if label.startswith("reached the top")) == 7
+    assert sum(kinds[label] for label in kinds if label.startswith("reached the top")) == 3
     assert best[max(best)] == max(high)
     assert not any("lower" in label for label, *_ in _kinds(trials[5:]))
 

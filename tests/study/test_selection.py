@@ -12,7 +12,9 @@ from evomerge.scoring.scores import Row, Scores
 from evomerge.study.estimate import Estimate, TaskEstimate
 from evomerge.study.experiment import Experiment
 from evomerge.study.selection import Contender, Judge, choose, contending, decide_ending, finalists, rivals
+from evomerge.study.stages import _best as best_place
 from evomerge.study.trial import Outcome
+from evomerge.study.trials import best_of
 
 
 def recipe(weight):
@@ -87,6 +89,20 @@ def test_finalists_are_the_best_of_those_that_climbed_highest_within_their_guard
     )
 
     assert [o.name for o in found] == names
+
+
+def test_the_best_of_all_places_is_the_one_on_the_highest_rung():
+    """What stands first in the progress, in the second stage and in a warm start: few documents flatter."""
+    outcomes = [
+        outcome("lucky", 0.9, rung=1),
+        outcome("known", 0.6),
+        outcome("less", 0.5),
+        outcome("broken", 0.95, state="stopped"),
+    ]
+
+    assert best_of(outcomes) == 0.6
+    assert best_place(outcomes) == 1
+    assert best_of(outcomes[:1]) == 0.9
 
 
 def test_a_baseline_clearly_behind_the_best_is_out_of_reach():

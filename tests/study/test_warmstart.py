@@ -6,11 +6,14 @@ import pytest
 
 from evomerge.document import Place
 from evomerge.errors import StudyError
+from evomerge.report.status import status
 from evomerge.space import Space
 from evomerge.study.search import search
 from evomerge.study.warmstart import translate
 from tests.laboratory import change
 from tests.studies import Interrupt, parameters
+
+LUCKY = 0  # a seed whose first trials look better than its last
 
 
 def space(weight, **more):
@@ -55,6 +58,20 @@ def test_a_study_begins_with_the_best_recipe_of_another(laboratory):
     proposed = parameters(laboratory / "warm")
     assert proposed[0] == parameters(laboratory / "cold")[0] or proposed[0] == pytest.approx(dict.fromkeys(proposed[0], 0.75))
     assert proposed[1] == pytest.approx(start["start"])
+
+
+def test_a_start_and_the_status_come_from_the_highest_rung_whatever_fewer_documents_flatter(laboratory):
+    study = laboratory / "first"
+    search(change(laboratory, search={"sampler": "random", "seed": LUCKY, "eta": 1, "grow": 5, "trials": 8}), study, workers=1)
+    verdicts = {path.parent.name: json.loads(path.read_text()) for path in (study / "trials").glob("*/verdict.json")}
+    kept = {name: v["estimate"]["value"] for name, v in verdicts.items() if all(over <= 0 for over in v["constraints"].values())}
+    low, high = ({name: value for name, value in kept.items() if verdicts[name]["rung"] == rung} for rung in (0, 1))
+    top = max(high, key=high.__getitem__)
+
+    assert max(low.values()) > max(high.values())  # or this test would tell nothing
+    assert f"best    {top} " in status(study)
+    search(change(laboratory, search={"trials": 2}), laboratory / "warm", workers=1, reopen=True, warm_start=[study])
+    assert best(laboratory / "warm")[0]["trial"] == top
 
 
 def test_of_several_studies_each_best_and_their_median_are_tried_first(laboratory):
