@@ -88,7 +88,7 @@ class Merge:
                 merged = [
                     self._run(step, {"threshold": trims.get(step.name), "lengths": lengths.get(step.name)}) for step in steps
                 ]
-            yield from zip((step.name for step in steps), merged, strict=True)
+            yield from ((step.name, _finished(step, tensor)) for step, tensor in zip(steps, merged, strict=True))
 
     def _batches(self) -> Iterator[list[Step]]:
         """One step after the other; on a GPU as many as BATCH allows, for one launch."""
@@ -113,8 +113,8 @@ class Merge:
         inputs, dtype = self.sources.inputs(self.recipe, step), TORCH_DTYPES[step.info.dtype]
         known = {**known, **self.sources.beforehand.measured(self.sources, self.recipe, step)}
         if step.scale != 1:  # rounded once, after it
-            return (merge_tensor(step.method, inputs, {**step.knobs, **known}, inputs.dtype) * step.scale).to(dtype)
-        with kernels.into(self.targets.get(step.name)):
+            dtype = inputs.dtype
+        with kernels.into(self.targets.get(step.name) if step.scale == 1 else None):
             return merge_tensor(step.method, inputs, {**step.knobs, **known}, dtype)
 
 
@@ -260,6 +260,13 @@ class Sources:
         """A tensor of whole numbers: the base's, or the first model's that gives layers to its slice."""
         role = "base" if step.origin("base") else next(iter(step.origins or {}))
         return self.read(locations(recipe, (role,))[0], step.origin(role) or "")
+
+
+def _finished(step: Step, merged: Tensor) -> Tensor:
+    """What no kernel does: nothing of it may be read before all that were launched together are there."""
+    if step.rule and step.scale != 1:
+        merged = (merged * step.scale).to(TORCH_DTYPES[step.info.dtype])
+    return merged
 
 
 def _keys(recipe: Recipe, step: Step) -> dict[str, Key]:
