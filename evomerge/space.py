@@ -2,7 +2,7 @@
 
     {range: [0.0, 1.2]}                 a number            {range: [1, 8], log: true}   searched in its logarithm
     {range: [0.0, 1.2], points: 4}      a curve over depth, from four control points
-    {range: [0.0, 1.2], rows: 4}        one number for each of four equal groups of a tensor's rows
+    {range: [0.0, 1.2], rows: 4}        one number for each of four equal groups of a tensor's rows; `columns: 4` of its columns
     {range: [0.1, 1.0], start: 0.2}     where the search begins; the middle otherwise
     {range: [0.1, 1.0], start: [0.2, 0.5]}       several beginnings: each is tried, and the search goes on from the best
     {choice: [a, b]}                    one of several values, or of several sub-trees that are joined with the keys beside them
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
-RANGE_KEYS = ("range", "log", "points", "rows", "start")
+RANGE_KEYS = ("range", "log", "points", "rows", "columns", "start")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _active(tree: Any, path: str, values: Mapping[str, float | int]) -> Iterator
     if not isinstance(tree, Mapping):
         return
     if "range" in tree:
-        yield from _names(path, int(tree.get("rows", 1)), int(tree.get("points", 1)))
+        yield from _names(path, groups_of(tree)[1], int(tree.get("points", 1)))
         return
     if "on" in tree and _fill(tree["on"], _join(path, "on"), values) is False:
         yield from _active(tree["on"], _join(path, "on"), values)
@@ -196,7 +196,9 @@ def _range(tree: Mapping[str, Any], path: str, place: Place) -> Iterator[Paramet
     if log and low <= 0:
         raise RecipeError(f"{place}: a logarithmic range must begin above 0, here it begins at {low:g}")
     starts = tuple(_starts(block, low, high, math.sqrt(low * high) if log else (low + high) / 2))
-    for name in _names(path, block.integer("rows", 1, low=1), block.integer("points", 1, low=1)):
+    if "rows" in tree and "columns" in tree:
+        raise RecipeError(f"{place}: groups are of rows or of columns; leave one of the two out")
+    for name in _names(path, block.integer(groups_of(tree)[0], 1, low=1), block.integer("points", 1, low=1)):
         yield Parameter(name, low, high, starts, log)
 
 
@@ -219,10 +221,16 @@ def _check_starts(space: Space) -> None:
         raise RecipeError(f"{space.place}: {one} has {few} starts and {other} {many}; give as many everywhere, or one number")
 
 
-def _names(path: str, rows: int, points: int) -> list[str]:
+def groups_of(tree: Mapping[str, Any]) -> tuple[str, int]:
+    """What a range has numbers for, groups of rows or of columns, and how many."""
+    across = "columns" if "columns" in tree else "rows"
+    return across, tree.get(across, 1)
+
+
+def _names(path: str, groups: int, points: int) -> list[str]:
     return [
-        path + (f"#{row}" if rows > 1 else "") + (f"@{point}" if points > 1 else "")
-        for row in range(rows)
+        path + (f"#{group}" if groups > 1 else "") + (f"@{point}" if points > 1 else "")
+        for group in range(groups)
         for point in range(points)
     ]
 
@@ -264,7 +272,7 @@ def _fill(tree: Any, path: str, values: Mapping[str, float | int]) -> Any:
 
 
 def _value(tree: Mapping[str, Any], path: str, values: Mapping[str, float | int]) -> Any:
-    rows, points = int(tree.get("rows", 1)), int(tree.get("points", 1))
-    numbers = [float(values[name]) for name in _names(path, rows, points)]
-    groups = [numbers[i * points] if points == 1 else numbers[i * points : (i + 1) * points] for i in range(rows)]
-    return {"rows": groups} if rows > 1 else groups[0]
+    (across, count), points = groups_of(tree), int(tree.get("points", 1))
+    numbers = [float(values[name]) for name in _names(path, count, points)]
+    groups = [numbers[i * points] if points == 1 else numbers[i * points : (i + 1) * points] for i in range(count)]
+    return {across: groups} if count > 1 else groups[0]

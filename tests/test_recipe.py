@@ -11,6 +11,7 @@ base: models/base
 sources: {math: models/math, code: models/code}
 rules:
   - {match: "*attn*", method: dare_ties, weight: {math: [0.1, 0.9], code: 0.5}, drop_rate: 0.3}
+  - {match: "*down_proj*", method: linear, weight: {math: {columns: [[0.1, 0.9], 0.5]}, code: 0.5}}
   - {match: "*mlp*", method: slerp, sources: [math], t: {rows: [0.2, [0.4, 0.6]]}}
   - {match: "*", method: linear, weight: {base: 1, math: 0.5, code: 0.5}}
 context: {rope_type: yarn, factor: 2}
@@ -88,6 +89,15 @@ def test_a_curve_is_linear_between_its_control_points(points, depth, value):
     assert Curve((points,)).at(depth) == (value,)
 
 
+def test_groups_are_of_rows_or_of_columns_and_one_group_is_the_whole():
+    def read(value):
+        return recipe(with_rule(f"{{match: '*', method: linear, weight: {value}}}")).rules[0].knobs["weight"]["math"]
+
+    assert read("{rows: [0.1, 0.9]}") == Curve(((0.1,), (0.9,)))
+    assert read("{columns: [0.1, 0.9]}") == Curve(((0.1,), (0.9,)), "columns")
+    assert read("{columns: [0.1]}") == read("{rows: [0.1]}") == read("0.1")
+
+
 def test_a_curve_with_rows_has_one_number_for_each_group():
     assert Curve(((0.2,), (0.4, 0.6))).at(0.5) == (0.2, 0.5)
 
@@ -115,7 +125,7 @@ def test_a_rule_may_take_its_deltas_from_another_model():
 
 
 def test_the_base_is_a_source_where_a_weight_names_it():
-    assert recipe().rules[2].sources == ("base", "math", "code")
+    assert recipe().rules[3].sources == ("base", "math", "code")
 
 
 def test_every_knob_of_every_method_has_a_dial():

@@ -106,6 +106,14 @@ def test_rows_and_points_fill_a_curve_in_order():
     assert space().build(drawn).rules[0].knobs["weight"]["code"] == Curve(((0.0, 0.1), (0.2, 0.1 * 3)))
 
 
+def test_columns_are_numbered_as_rows_are():
+    twin = space(TEXT.replace("rows: 2", "columns: 2"))
+    recipe = twin.build(twin.start())
+
+    assert [p.name for p in twin.parameters] == [p.name for p in space().parameters]
+    assert recipe.rules[0].knobs["weight"]["code"].across == "columns"
+
+
 @pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(seed=0), optuna.samplers.TPESampler(seed=0)])
 def test_any_optuna_sampler_can_suggest(sampler):
     study = optuna.create_study(sampler=sampler)
@@ -121,6 +129,7 @@ def test_any_optuna_sampler_can_suggest(sampler):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (("rows: 2", "rows: 2, columns: 2"), "weight.code: groups are of rows or of columns; leave one of the two out"),
         (("[0.0, 0.9]", "[0.9, 0.0]"), "drop_rate.math: the range [0.9, 0] is upside down or empty"),
         (("[1.0, 4.0], log", "[0.0, 4.0], log"), "context.factor: a logarithmic range must begin above 0"),
         (("[0.0, 0.9]", "[0.0, 1.5]"), "drop_rate.math: 1.5 is outside [0, 0.999]"),

@@ -14,7 +14,7 @@ from evomerge.candidate.layers import stacked_config
 from evomerge.candidate.stack import Depths, Part, stack, stacked_tower
 from evomerge.document import nearest
 from evomerge.errors import CheckpointError, RecipeError
-from evomerge.recipe import WITHOUT_BASE, Cases, Curve, Knob, Recipe, Rule, Steps, dial_of
+from evomerge.recipe import EITHER_WAY, WITHOUT_BASE, Cases, Curve, Knob, Recipe, Rule, Steps, dial_of
 
 DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # of a recipe -> of safetensors
 HEAD = "lm_head.weight"  # left out on disk where it is tied to the embedding
@@ -32,6 +32,10 @@ UNMERGED = ("F8", "C64")
 Groups = tuple[float, ...]  # one number for each of equal groups of rows
 
 
+class Columns(Groups):
+    """One number for each of equal groups of columns."""
+
+
 @dataclass(frozen=True)
 class Step:
     """How one output tensor is made; `rule` is None for a tensor of whole numbers, which is the base's."""
@@ -43,6 +47,7 @@ class Step:
     depth: float
     origins: Mapping[str, str] | None = None  # in a stack: the models that may be read, and the name of the tensor there
     scale: float = 1.0  # of the merged tensor
+    columns: bool = False  # groups are of columns: the tensors are merged turned, and the result is turned back
 
     @property
     def method(self) -> str:
@@ -150,7 +155,7 @@ def _step(recipe: Recipe, part: Part) -> Step:
     if rule.method in AVERAGES and knobs.get("normalize", True):
         _check_sum(knobs["weight"], place, name)
     written = TensorInfo(DTYPE_NAMES[recipe.dtype] if recipe.dtype else info.dtype, info.shape)
-    return replace(step, knobs=knobs, info=written, scale=part.scale)
+    return replace(step, knobs=knobs, info=written, scale=part.scale, columns=_columns(knobs, place, name))
 
 
 def _rule_of(recipe: Recipe, part: Part) -> tuple[str, Rule, float]:
@@ -194,13 +199,31 @@ def _at(knob: Knob, depth: float, place: str, step: Step, role: str = "") -> Any
         return _at(knob.at(depth), depth, place, step)
     if not isinstance(knob, Curve):
         return knob
-    groups, rows = knob.at(depth), step.info.shape[0] if step.info.shape else 1
-    if rows % len(groups):
+    groups = knob.at(depth)
+    if len(groups) > 1:
+        _check_groups(groups, knob.across, place, step)
+    return Columns(groups) if len(groups) > 1 and knob.across == "columns" else groups
+
+
+def _check_groups(groups: Groups, across: str, place: str, step: Step) -> None:
+    method, shape = step.method, step.info.shape
+    if across == "columns" and method not in EITHER_WAY:
+        raise RecipeError(f"{place}: {method} tells columns from rows; give groups of rows, or take {', '.join(EITHER_WAY)}")
+    size = shape[-1] if across == "columns" and len(shape) > 1 else shape[0] if across == "rows" and shape else 1
+    if size % len(groups):
         raise RecipeError(
-            f"{place}: {len(groups)} groups of rows do not divide the {rows} rows of {step.name!r};"
+            f"{place}: {len(groups)} groups of {across} do not divide the {size} {across} of {step.name!r};"
             " take a number that does, or give this tensor a rule of its own before"
         )
-    return groups
+
+
+def _columns(knobs: Mapping[str, Any], place: str, name: str) -> bool:
+    """Whether the groups at a tensor are of columns. Raises RecipeError where some are of rows."""
+    numbers = [each for knob in knobs.values() for each in (knob.values() if isinstance(knob, Mapping) else (knob,))]
+    kinds = {isinstance(each, Columns) for each in numbers if isinstance(each, tuple) and len(each) > 1}
+    if len(kinds) > 1:
+        raise RecipeError(f"{place}: groups of rows and of columns at once for {name!r}; take one of the two in a rule")
+    return kinds == {True}
 
 
 def _refuse_dead_rules(rules: Mapping[str, Rule], names: Sequence[str]) -> None:

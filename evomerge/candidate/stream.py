@@ -114,7 +114,7 @@ class Merge:
         known = {**known, **self.sources.beforehand.measured(self.sources, self.recipe, step)}
         if step.scale != 1:  # rounded once, after it
             dtype = inputs.dtype
-        with kernels.into(self.targets.get(step.name) if step.scale == 1 else None):
+        with kernels.into(self.targets.get(step.name) if step.scale == 1 and not step.columns else None):
             return merge_tensor(step.method, inputs, {**step.knobs, **known}, dtype)
 
 
@@ -238,13 +238,15 @@ class Sources:
     def inputs(self, recipe: Recipe, step: Step) -> Inputs:
         """The tensors behind a step, with what is kept about them."""
         keys = _keys(recipe, step)
-        key = (*step.sources, *keys, *(each for pair in keys.values() for each in pair))
+        key = (*step.sources, *keys, *(each for pair in keys.values() for each in pair), *["columns"] * step.columns)
         kept = self._inputs.get(key)
         if kept is not None and kept.place.seed == recipe.seed:
             return kept
         # in a stack random masks are drawn by the name in the first model: a layer that stands twice has the same ones
         place = Place(recipe.seed, step.name if step.origins is None else next(iter(keys.values()))[1], step.sources)
         tensors = {role: self.read(*pair) for role, pair in keys.items()}
+        if step.columns:
+            tensors = {role: tensor.movedim(-1, 0).contiguous() for role, tensor in tensors.items()}
         base, sources = (
             tensors.get(step.base),
             tuple(tensors[role] for role in step.sources if role in tensors),
@@ -266,7 +268,7 @@ def _finished(step: Step, merged: Tensor) -> Tensor:
     """What no kernel does: nothing of it may be read before all that were launched together are there."""
     if step.rule and step.scale != 1:
         merged = (merged * step.scale).to(TORCH_DTYPES[step.info.dtype])
-    return merged
+    return merged.movedim(0, -1).contiguous() if step.columns else merged
 
 
 def _keys(recipe: Recipe, step: Step) -> dict[str, Key]:

@@ -250,7 +250,7 @@ class _Writer:
         if not isinstance(value, Curve):
             return value
         if len(value.points) > 1:
-            self.reasons.append(f"{parameter.knob} by groups of rows")
+            self.reasons.append(f"{parameter.knob} by groups of {value.across}")
         points = [value.at(depth)[0] for depth in depths] if depths and len(value.points[0]) > 1 else list(value.points[0])
         points = kept(points) if parameter.rest else points
         return points if len(set(points)) > 1 else points[0]

@@ -7,7 +7,8 @@
         - {match: "*mlp*", method: ties, weight: {sort: 0.6, reverse: [0.2, 0.8]}, density: 0.3}
         - {match: "*", method: linear, weight: 1.0}
 
-A number may be a list: control points of a curve over depth. `{rows: [..]}` gives a number to each of equal groups of rows.
+A number may be a list: control points of a curve over depth. `{rows: [..]}` gives a number to each of equal groups of rows,
+`{columns: [..]}` of columns: heads or hidden units, say, of which one layer has rows and the next columns.
 A list of `{match: PATTERN, value: NUMBER}` says a number by the name of the tensor: the first that matches. What is true or false
 may vary as well: `normalize: [true, false]` is true until the last layer. `base: sort` in a rule takes deltas from that model.
 
@@ -38,7 +39,18 @@ from evomerge.recipe.blocks import (
     read_tokenizer,
     slice_data,
 )
-from evomerge.recipe.dials import COUNTS, DIALS, INCLUDES_BASE, METHOD_KNOBS, OWN_DIALS, SYNONYMS, WITHOUT_BASE, Dial, dial_of
+from evomerge.recipe.dials import (
+    COUNTS,
+    DIALS,
+    EITHER_WAY,
+    INCLUDES_BASE,
+    METHOD_KNOBS,
+    OWN_DIALS,
+    SYNONYMS,
+    WITHOUT_BASE,
+    Dial,
+    dial_of,
+)
 from evomerge.recipe.parts import (
     AUTO,
     DTYPES,
@@ -66,6 +78,7 @@ __all__ = [
     "COUNTS",
     "DIALS",
     "DTYPES",
+    "EITHER_WAY",
     "HUB_ID",
     "INCLUDES_BASE",
     "METHOD_KNOBS",

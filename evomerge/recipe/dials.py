@@ -123,6 +123,13 @@ INCLUDES_BASE = ("linear", "passthrough", "nuslerp", "multislerp", "karcher", "f
 WITHOUT_BASE = ("linear", "passthrough", "fisher", "regmean")
 
 
+# Methods to which the two sides of a matrix are alike: groups of its columns may have numbers of their own
+EITHER_WAY = (
+    "linear", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "multislerp",
+    "karcher", "passthrough",
+)  # fmt: skip
+
+
 SYNONYMS = {"density": "drop_rate", "drop_rate": "density"}
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")  # organisation/name, with a revision if wanted
 
@@ -17,17 +17,18 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Curve:
-    """A number along the depth of the model: control points from first layer to last, for each group of rows."""
+    """A number along the depth of the model: control points from first layer to last, for each group of rows or columns."""
 
-    points: tuple[tuple[float, ...], ...]  # [rows][points]
+    points: tuple[tuple[float, ...], ...]  # [groups][points]
+    across: Literal["rows", "columns"] = "rows"  # what the groups are of
 
     def at(self, depth: float) -> tuple[float, ...]:
-        """The number for each row group at `depth` in [0, 1], linear between control points."""
+        """The number for each group at `depth` in [0, 1], linear between control points."""
         return tuple(_interpolate(points, depth) for points in self.points)
 
     def to_data(self) -> Any:
-        rows = [points[0] if len(points) == 1 else list(points) for points in self.points]
-        return rows[0] if len(rows) == 1 else {"rows": rows}
+        groups = [points[0] if len(points) == 1 else list(points) for points in self.points]
+        return groups[0] if len(groups) == 1 else {self.across: groups}
 
 
 def _interpolate(points: tuple[float, ...], depth: float) -> float:

@@ -1,9 +1,9 @@
-"""Rules read strictly and written again: a number, a curve over depth, groups of rows, or cases by name."""
+"""Rules read strictly and written again: a number, a curve over depth, groups of rows or columns, or cases by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.document import REQUIRED, Block, Place, nearest, number
 from evomerge.errors import RecipeError
@@ -75,7 +75,7 @@ def _knob(block: Block, knob: str, default: Any, method: str, names: tuple[str, 
         raise RecipeError(f"{block.place}: {method} needs {knob!r}: a number{', or one for each source' * dial.per_source}")
     if not dial.per_source:
         return _number(value, place, dial, default)
-    if not isinstance(value, Mapping) or "rows" in value:
+    if not isinstance(value, Mapping) or "rows" in value or "columns" in value:
         return {name: _number(value, place, dial, default) for name in names}
     for name in value:
         if name not in names:
@@ -118,11 +118,12 @@ def _cases(data: list[Any], place: Place, default: Any, parse: Callable[[Block],
 
 
 def _curve(data: Any, place: Place, dial: Dial) -> Curve:
-    rows = Block(data, place, ["rows"]).sequence("rows") if isinstance(data, Mapping) else [data]
-    points = tuple(_points(row, place, dial) for row in rows)
+    across: Literal["rows", "columns"] = "columns" if isinstance(data, Mapping) and "columns" in data else "rows"
+    groups = Block(data, place, [across]).sequence(across) if isinstance(data, Mapping) else [data]
+    points = tuple(_points(group, place, dial) for group in groups)
     if not points or not all(points):
         raise RecipeError(f"{place}: an empty list; give one number, or control points from the first layer to the last")
-    return Curve(points)
+    return Curve(points, across if len(points) > 1 else "rows")
 
 
 def _points(data: Any, place: Place, dial: Dial) -> tuple[float, ...]:

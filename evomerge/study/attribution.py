@@ -97,7 +97,7 @@ def _hollow(curve: Curve, part: int, layers: int) -> Curve:
     depths = [layer / (layers - 1) for layer in range(layers)]
     inside = [layer * len(PARTS) // layers == part for layer in range(layers)]
     values = [(0.0,) * len(curve.points) if gone else curve.at(depth) for depth, gone in zip(depths, inside, strict=True)]
-    return Curve(tuple(zip(*values, strict=True)))
+    return Curve(tuple(zip(*values, strict=True)), curve.across)
 
 
 def _changed(recipe: Recipe, rules: Mapping[int, Rule]) -> Recipe:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import EvomergeError
 from evomerge.recipe import Curve, Recipe
-from evomerge.space import Space, parameters_of
+from evomerge.space import Space, groups_of, parameters_of
 from evomerge.study.experiment import Experiment
 from evomerge.study.proposer import sampler_of
 from evomerge.study.record import Record
@@ -128,17 +128,17 @@ def _opened(tree: Any, path: str, new: str, params: Mapping[str, Any], layers: i
 def _open_range(
     tree: Mapping[str, Any], path: str, new: str, params: Mapping[str, Any], layers: int, starts: dict[str, float]
 ) -> Any:
-    points, rows = int(tree.get("points", 1)), int(tree.get("rows", 1))
+    points, (across, count) = int(tree.get("points", 1)), groups_of(tree)
     groups = [
-        tuple(float(params[_name(path, row if rows > 1 else None, point if points > 1 else None)]) for point in range(points))
-        for row in range(rows)
+        tuple(float(params[_name(path, row if count > 1 else None, point if points > 1 else None)]) for point in range(points))
+        for row in range(count)
     ]
     if points == 1:
-        return {"rows": [group[0] for group in groups]} if rows > 1 else groups[0][0]
+        return {across: [group[0] for group in groups]} if count > 1 else groups[0][0]
     for row, group in enumerate(groups):
         for layer in range(layers):
             value = Curve((group,)).at(layer / max(layers - 1, 1))[0]
-            name = _name(new, row if rows > 1 else None, layer if layers > 1 else None)
+            name = _name(new, row if count > 1 else None, layer if layers > 1 else None)
             starts[name] = min(max(value, float(tree["range"][0])), float(tree["range"][1]))
     return {**{key: value for key, value in tree.items() if key != "start"}, "points": layers}
 

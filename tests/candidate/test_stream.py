@@ -242,7 +242,7 @@ def test_federated_averaging_clips_the_whole_model(make, family):
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton")
 @pytest.mark.parametrize("batch", [0, 3000, 1 << 28])
-@pytest.mark.parametrize("kind", ["plain", "scaled"])
+@pytest.mark.parametrize("kind", ["plain", "scaled", "columns"])
 def test_merged_in_batches_by_a_kernel_it_is_the_same_model(batch, kind, make, family, monkeypatch, poisoned_memory):
     """What no kernel does waits until all that were launched together are there."""
     monkeypatch.setattr(stream, "BATCH", batch)
@@ -251,6 +251,9 @@ def test_merged_in_batches_by_a_kernel_it_is_the_same_model(batch, kind, make, f
         slices = [{"layers": {name: [0, 2] for name in ("base", "math", "code")}, "scale": 0.25}]
         data = {"base": "base", "sources": {"math": "math", "code": "code"}, "slices": slices}
         recipe = Recipe.from_data({**data, "rules": [{"match": "*", **RULES["ties"]}]}, Place("test"), family)
+    if kind == "columns":
+        numbers = {"match": "*down_proj*", "method": "linear", "weight": {"columns": [0.2, 0.8]}}
+        recipe = make(rules=[numbers, {"match": "*", **RULES["ties"]}])
     alone = merged(recipe)
 
     with kernels.backend("triton"):

@@ -375,6 +375,7 @@ def test_steps_over_a_whole_stack_keep_their_layers_in_slices(count):
         ({"rules": [{"match": "*", "method": "ties", "density": 0.2, "variant": "paper"}]}, "ties with variant: paper"),
         ({"rules": [{"match": "*", "method": "model_stock", "clip": True}]}, "model_stock with clip: true"),
         ({"rules": [{"match": "*", "method": "ties", "density": 0.5, "weight": {"rows": [1, 2]}}]}, "weight by groups of rows"),
+        ({"rules": [{"match": "*", "method": "linear", "weight": {"columns": [1, 2]}}]}, "weight by groups of columns"),
         ({"rules": [{"match": "*a*b*", "method": "sce"}, {"match": "*", "method": "sce"}]}, "the pattern '*a*b*'"),
         ({"rules": [{"match": "*a*", "method": "sce"}, {"match": "*", "method": "ram"}]}, "rules of several methods (sce, ram)"),
         ({"slices": [{"layers": [0, 2], "scale": 0.5}]}, "slices[0].scale"),

@@ -15,7 +15,7 @@ from tests.laboratory import change
 
 RULES = [
     {"match": "*attn*", "method": "ties", "density": 0.5, "weight": {"a": [0.2, 0.8], "b": 0.0}},
-    {"match": "*", "method": "task_arithmetic", "weight": {"a": 0.5, "b": {"rows": [0.1, [0.2, 0.4]]}}},
+    {"match": "*", "method": "task_arithmetic", "weight": {"a": 0.5, "b": {"columns": [0.1, [0.2, 0.4]]}}},
 ]
 
 
@@ -36,6 +36,7 @@ def test_left_out_of_a_third_it_is_whole_in_the_others(layers):
     assert len(thirds) == 2 * len(PARTS)
     for each in thirds:
         part = PARTS.index(each.block)
+        assert [rule.knobs["weight"]["b"].across for rule in each.recipe.rules] == ["rows", "columns"]
         for rule, whole in zip(each.recipe.rules, recipe().rules, strict=True):
             for source in ("a", "b"):
                 for layer in range(layers):

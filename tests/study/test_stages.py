@@ -22,7 +22,11 @@ RULES = [
             {"method": "ties", "density": {"a": {"range": [0.1, 1.0], "points": 2}, "b": 0.5}},
         ],
     },
-    {"match": "*", "method": "linear", "weight": {"a": {"range": [0.0, 1.0], "points": 2, "rows": 2}, "b": 0.5}},
+    {
+        "match": "*",
+        "method": "linear",
+        "weight": {"a": {"range": [0.0, 1.0], "points": 2, "columns": 2}, "b": {"range": [0.0, 1.0], "columns": 2}},
+    },
 ]
 
 
@@ -50,13 +54,14 @@ def test_the_refined_space_begins_on_the_curves_of_the_recipe(choice, layers):
             for source in ("a", "b") if knob in ("weight", "density") else ():
                 for layer in range(layers):
                     depth = layer / max(layers - 1, 1)
+                    assert after.knobs[knob][source].across == before.knobs[knob][source].across
                     assert after.knobs[knob][source].at(depth) == pytest.approx(before.knobs[knob][source].at(depth), abs=1e-12)
 
 
 def test_only_curves_are_open_and_each_layer_is_one_number():
     names = [p.name for p in refined(space(), values(1), 5).parameters]
 
-    assert len(names) == 5 + 5 + 2 * 5  # a's weight and density, a's weight in two groups of rows
+    assert len(names) == 5 + 5 + 2 * 5  # a's weight and density, a's weight in two groups of columns
     assert not any(".b" in name or "choice" in name for name in names)
 
 

@@ -2,9 +2,10 @@
 
 import torch
 
+from evomerge.candidate.stream import Sources, materialize
 from evomerge.document import Place, read_yaml
 from evomerge.space import Space
-from evomerge.zoo.digits import CLASSES, UNITS, accuracies, experiment, fitted
+from evomerge.zoo.digits import CLASSES, HIDDEN, UNITS, VARIANTS, accuracies, experiment, fitted, write
 
 SPACE = "search_spaces/digits.yaml"
 
@@ -55,8 +56,33 @@ def test_accuracy_is_that_of_the_plain_network():
 
 def test_rows_give_every_class_numbers_of_its_own_and_units_every_group(tmp_path):
     counts = {}
-    for variant in ("tensors", "units", "rows"):
+    for variant in VARIANTS:
         data = experiment(read_yaml(SPACE), tmp_path, variant, seed=0, trials=5)
         counts[variant] = len(Space.from_data(data["recipe"], Place("recipe")).parameters)
 
-    assert counts == {"tensors": 4, "units": 2 * UNITS + 2, "rows": 2 + 2 * CLASSES}
+    assert counts == {"tensors": 4, "units": 2 * UNITS + 2 * UNITS + 2, "rows": 2 + 2 * CLASSES}
+
+
+def test_a_unit_of_one_network_reads_and_is_read_with_that_networks_weights(tmp_path):
+    pictures, labels = images()
+    parents = {name: fitted(pictures, labels, seed) for seed, name in enumerate(("low", "high"))}
+    for name, weights in parents.items():
+        write(tmp_path / name, weights)
+    data = experiment(read_yaml(SPACE), tmp_path, "units", seed=0, trials=5)
+    space = Space.from_data(data["recipe"], Place("recipe"))
+    halves = {
+        p.name: float((".base" in p.name) == (int(p.name.rpartition("#")[2]) < UNITS // 2))
+        for p in space.parameters
+        if "#" in p.name
+    }
+    recipe = space.build({p.name: halves.get(p.name, float(".base" in p.name)) for p in space.parameters})
+
+    merged = dict(materialize(recipe, Sources()).weights)
+
+    half = HIDDEN // 2
+    assert torch.equal(
+        merged["hidden.weight"], torch.cat([parents["low"]["hidden.weight"][:half], parents["high"]["hidden.weight"][half:]])
+    )
+    both = [parents["low"]["output.weight"][:, :half], parents["high"]["output.weight"][:, half:]]
+    assert torch.equal(merged["output.weight"], torch.cat(both, dim=1))
+    assert torch.equal(merged["output.bias"], parents["low"]["output.bias"])
