@@ -122,8 +122,8 @@ def _best_so_far(trials: list[Ended]) -> list[tuple[int, float]]:
     found: list[tuple[int, float]] = []
     best = (-1, float("-inf"))
     for trial in sorted(trials, key=_number):
-        if trial.value is not None and trial.feasible and trial.notes["state"] == "survived":
-            best = max(best, (trial.notes["rung"], trial.value))
+        if trial.standing:
+            best = max(best, trial.standing)
             found.append((_number(trial), best[1]))
     return found
 

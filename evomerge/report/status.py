@@ -63,10 +63,9 @@ def _trials(view: View) -> str:
 def _best(view: View) -> str:
     """The highest estimate on search documents among trials that no race stopped and that keep their guards, on the highest rung
     that any has reached."""
-    ranked = [trial for trial in view.trials if trial.feasible and trial.notes["state"] == "survived"]
-    if not ranked:
+    best = max((trial for trial in view.trials if trial.standing), key=lambda trial: trial.standing or (), default=None)
+    if best is None:
         return "none yet"
-    best = max(ranked, key=lambda trial: (trial.notes["rung"], trial.value or 0.0))
     return f"{_named(best)} on search documents; the best baseline {_named(max(view.baselines, key=_value, default=None))}"
 
 

@@ -32,6 +32,12 @@ class Ended:
     def feasible(self) -> bool:
         return all(value <= 0 for value in self.notes.get("constraints", {}).values())
 
+    @property
+    def standing(self) -> tuple[int, float] | None:
+        """What survivors that keep their guards are ranked by, as in the search."""
+        kept = self.notes["state"] == "survived" and self.feasible
+        return (self.notes["rung"], self.value) if kept and self.value is not None else None
+
 
 @dataclass(frozen=True)
 class View:

@@ -41,7 +41,7 @@ class Contender:
 
 def finalists(outcomes: Sequence[Outcome], most: int) -> list[Outcome]:
     """The best feasible candidates that no race stopped, each recipe once; those that climbed highest before all others."""
-    reached = [o for o in outcomes if o.state == "survived" and o.feasible and o.estimate is not None]
+    reached = [o for o in outcomes if o.standing]
     ranked = sorted(reached, key=lambda o: (-o.rung, -_objective(o)))
     unique = {o.recipe.key(): o for o in reversed(ranked)}
     return sorted(unique.values(), key=ranked.index)[:most]

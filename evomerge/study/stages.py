@@ -153,9 +153,5 @@ def _join(path: str, key: str) -> str:
 
 def _best(outcomes: Sequence[Outcome]) -> int | None:
     """Place of the best survivor that keeps its guards; the first of equals."""
-    reached = [i for i, o in enumerate(outcomes) if o.state == "survived" and o.feasible and o.estimate is not None]
-    return max(reached, key=lambda i: (outcomes[i].rung, _value(outcomes[i]), -i), default=None)
-
-
-def _value(outcome: Outcome) -> float:
-    return outcome.estimate.value if outcome.estimate else float("-inf")
+    standings = [(o.standing, -i) for i, o in enumerate(outcomes) if o.standing]
+    return -max(standings)[1] if standings else None

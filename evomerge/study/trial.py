@@ -142,6 +142,13 @@ class Outcome:
         return all(value <= 0 for value in self.constraints.values())
 
     @property
+    def standing(self) -> tuple[int, float] | None:
+        """What survivors that keep their guards are ranked by: one on a higher rung, which is of more documents, stands above all
+        below it, whatever its estimate."""
+        kept = self.state == "survived" and self.feasible
+        return (self.rung, self.estimate.value) if kept and self.estimate else None
+
+    @property
     def documents(self) -> int:
         """Documents that were scored for it, its unhealed form's included."""
         return len(self.scores) + len(self.unhealed or ())

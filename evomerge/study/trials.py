@@ -190,5 +190,4 @@ def directions_of(experiment: Experiment) -> list[StudyDirection]:
 
 def best_of(outcomes: Sequence[Outcome]) -> float | None:
     """The highest estimate of a survivor that keeps its guards, on the highest rung that any has reached."""
-    values = [(o.rung, o.estimate.value) for o in outcomes if o.feasible and o.state == "survived" and o.estimate]
-    return max(values)[1] if values else None
+    return max((o.standing for o in outcomes if o.standing), default=(0, None))[1]
