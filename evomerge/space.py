@@ -3,6 +3,7 @@
     {range: [0.0, 1.2]}                 a number            {range: [1, 8], log: true}   searched in its logarithm
     {range: [0.0, 1.2], points: 4}      a curve over depth, from four control points
     {range: [0.0, 1.2], rows: 4}        one number for each of four equal groups of a tensor's rows; `columns: 4` of its columns
+    {range: [0.0, 1.2], tied: mlp}      the same number wherever a range is tied by this name; all of them are written alike
     {range: [0.1, 1.0], start: 0.2}     where the search begins; the middle otherwise
     {range: [0.1, 1.0], start: [0.2, 0.5]}       several beginnings: each is tried, and the search goes on from the best
     {choice: [a, b]}                    one of several values, or of several sub-trees that are joined with the keys beside them
@@ -11,15 +12,16 @@ A slice of a stack may be open too, and with `repeat` it stands several times, e
 
     {repeat: 4, layers: {choice: [0, 1, 2]}, on: {choice: [true, false]}, scale: {range: [0.5, 1.5]}}
 
-A parameter's name is its path in the file: `rules[0].weight.math@2`. Every parameter is proposed in every trial, also those of a
-sub-tree that was not chosen or a slice that is off: samplers then see one fixed space, and none falls back to random search in
-silence. `active` says which of them had a say: no sampler learns anything from the others, and recipes that differ in nothing
-else are one recipe, whose scores are reused.
+A parameter's name is its path in the file, `rules[0].weight.math@2`, or what it is tied by, `tied.mlp@2`. Every parameter is
+proposed in every trial, also those of a sub-tree that was not chosen or a slice that is off: samplers then see one fixed space,
+and none falls back to random search in silence. `active` says which of them had a say: no sampler learns anything from the
+others, and recipes that differ in nothing else are one recipe, whose scores are reused.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
-RANGE_KEYS = ("range", "log", "points", "rows", "columns", "start")
+RANGE_KEYS = ("range", "log", "points", "rows", "columns", "tied", "start")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Space:
                 " vocabulary first (evomerge merge, tokenizer: base), and search over what comes out"
             )
         template = _repeated(template, place)
-        space = cls(template, place, root, tuple(_parameters(template, "", place)))
+        space = cls(template, place, root, parameters_of(template, place))
         _check_starts(space)
         for corner in space.corners():
             space.build(corner)
@@ -132,8 +134,10 @@ def suggest(space: Space, trial: BaseTrial) -> Recipe:
 
 
 def parameters_of(template: Mapping[str, Any], place: Place) -> tuple[Parameter, ...]:
-    """The dimensions of a recipe with ranges, in the order of the file."""
-    return tuple(_parameters(template, "", place))
+    """The dimensions of a recipe with ranges, in the order of the file; tied ones once."""
+    found = tuple(dict.fromkeys(_parameters(template, "", place)))
+    _check_ties(template, place)
+    return found
 
 
 def _repeated(template: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
@@ -156,7 +160,7 @@ def _active(tree: Any, path: str, values: Mapping[str, float | int]) -> Iterator
     if not isinstance(tree, Mapping):
         return
     if "range" in tree:
-        yield from _names(path, groups_of(tree)[1], int(tree.get("points", 1)))
+        yield from _names(path_of(tree, path), groups_of(tree)[1], int(tree.get("points", 1)))
         return
     if "on" in tree and _fill(tree["on"], _join(path, "on"), values) is False:
         yield from _active(tree["on"], _join(path, "on"), values)
@@ -198,7 +202,9 @@ def _range(tree: Mapping[str, Any], path: str, place: Place) -> Iterator[Paramet
     starts = tuple(_starts(block, low, high, math.sqrt(low * high) if log else (low + high) / 2))
     if "rows" in tree and "columns" in tree:
         raise RecipeError(f"{place}: groups are of rows or of columns; leave one of the two out")
-    for name in _names(path, block.integer(groups_of(tree)[0], 1, low=1), block.integer("points", 1, low=1)):
+    if not re.fullmatch(r"[\w-]+", name := str(block.text("tied", "-"))):
+        raise RecipeError(f"{place / 'tied'}: {name!r} is no name; take letters, digits, _ and -")
+    for name in _names(path_of(tree, path), block.integer(groups_of(tree)[0], 1, low=1), block.integer("points", 1, low=1)):
         yield Parameter(name, low, high, starts, log)
 
 
@@ -219,6 +225,30 @@ def _check_starts(space: Space) -> None:
     if len(lengths) > 1:
         (few, one), (many, other), *_ = sorted(lengths.items())
         raise RecipeError(f"{space.place}: {one} has {few} starts and {other} {many}; give as many everywhere, or one number")
+
+
+def _check_ties(template: Mapping[str, Any], place: Place) -> None:
+    """Ranges that are tied are alike, but that one may have rows where another has columns."""
+    first: dict[str, dict[str, Any]] = {}
+    for tree in _tied(template):
+        rest = {key: value for key, value in tree.items() if key not in ("rows", "columns")} | {"groups": groups_of(tree)[1]}
+        if first.setdefault(tree["tied"], rest) != rest:
+            raise RecipeError(
+                f"{place}: the ranges with `tied: {tree['tied']}` are not alike; give all the same ends, points and start"
+            )
+
+
+def _tied(tree: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(tree, Mapping) and "range" in tree:
+        yield from [tree] * ("tied" in tree)
+    elif isinstance(tree, Mapping | list):
+        for item in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _tied(item)
+
+
+def path_of(tree: Mapping[str, Any], path: str) -> str:
+    """What the names of a range's parameters begin with: its place, or what it is tied by."""
+    return f"tied.{tree['tied']}" if "tied" in tree else path
 
 
 def groups_of(tree: Mapping[str, Any]) -> tuple[str, int]:
@@ -273,6 +303,6 @@ def _fill(tree: Any, path: str, values: Mapping[str, float | int]) -> Any:
 
 def _value(tree: Mapping[str, Any], path: str, values: Mapping[str, float | int]) -> Any:
     (across, count), points = groups_of(tree), int(tree.get("points", 1))
-    numbers = [float(values[name]) for name in _names(path, count, points)]
+    numbers = [float(values[name]) for name in _names(path_of(tree, path), count, points)]
     groups = [numbers[i * points] if points == 1 else numbers[i * points : (i + 1) * points] for i in range(count)]
     return {across: groups} if count > 1 else groups[0]

@@ -114,6 +114,45 @@ def test_columns_are_numbered_as_rows_are():
     assert recipe.rules[0].knobs["weight"]["code"].across == "columns"
 
 
+TIED = """
+base: b
+sources: {math: m}
+rules:
+  - match: "*down_proj*"
+    choice:
+      - {method: linear, weight: {base: {range: [0, 1], columns: 2, tied: units}, math: 1.0}}
+      - {method: linear, weight: {base: 1.0, math: {range: [0, 1], points: 2}}}
+  - {match: "*mlp*", method: linear, weight: {base: {range: [0, 1], rows: 2, tied: units}, math: 1.0}}
+  - {match: "*", method: linear, weight: 1.0}
+"""
+
+
+def test_a_tied_number_is_searched_once_and_stands_wherever_it_is_named():
+    tied = space(TIED)
+    drawn = {**tied.start(), "tied.units#0": 0.2, "tied.units#1": 0.7}
+
+    columns, rows, _ = tied.build(drawn).rules
+
+    assert [p.name for p in tied.parameters if p.name.startswith("tied")] == ["tied.units#0", "tied.units#1"]
+    assert columns.knobs["weight"]["base"] == Curve(((0.2,), (0.7,)), "columns")
+    assert rows.knobs["weight"]["base"] == Curve(((0.2,), (0.7,)))
+
+
+def test_a_tied_number_has_a_say_as_long_as_one_of_its_places_has():
+    tied = space(TIED)
+
+    assert "tied.units#0" in tied.active({**tied.start(), "rules[0].choice": 1})
+    assert "rules[0].choice[1].weight.math@0" not in tied.active({**tied.start(), "rules[0].choice": 0})
+
+
+@pytest.mark.parametrize(
+    "other", ["[0, 2], rows: 2", "[0, 1], rows: 3", "[0, 1], rows: 2, points: 2", "[0, 1], rows: 2, start: 1"]
+)
+def test_tied_ranges_that_are_not_alike_are_refused(other):
+    with pytest.raises(RecipeError, match="the ranges with `tied: units` are not alike"):
+        space(TIED.replace("[0, 1], rows: 2", other))
+
+
 @pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(seed=0), optuna.samplers.TPESampler(seed=0)])
 def test_any_optuna_sampler_can_suggest(sampler):
     study = optuna.create_study(sampler=sampler)
@@ -129,6 +168,7 @@ def test_any_optuna_sampler_can_suggest(sampler):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (("rows: 2", "rows: 2, tied: a@b"), "weight.code.tied: 'a@b' is no name"),
         (("rows: 2", "rows: 2, columns: 2"), "weight.code: groups are of rows or of columns; leave one of the two out"),
         (("[0.0, 0.9]", "[0.9, 0.0]"), "drop_rate.math: the range [0.9, 0] is upside down or empty"),
         (("[1.0, 4.0], log", "[0.0, 4.0], log"), "context.factor: a logarithmic range must begin above 0"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import EvomergeError
 from evomerge.recipe import Curve, Recipe
-from evomerge.space import Space, groups_of, parameters_of
+from evomerge.space import Space, groups_of, parameters_of, path_of
 from evomerge.study.experiment import Experiment
 from evomerge.study.proposer import sampler_of
 from evomerge.study.record import Record
@@ -129,6 +129,7 @@ def _open_range(
     tree: Mapping[str, Any], path: str, new: str, params: Mapping[str, Any], layers: int, starts: dict[str, float]
 ) -> Any:
     points, (across, count) = int(tree.get("points", 1)), groups_of(tree)
+    path, new = path_of(tree, path), path_of(tree, new)
     groups = [
         tuple(float(params[_name(path, row if count > 1 else None, point if points > 1 else None)]) for point in range(points))
         for row in range(count)

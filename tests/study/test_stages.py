@@ -23,9 +23,17 @@ RULES = [
         ],
     },
     {
+        "match": "*mlp*",
+        "method": "linear",
+        "weight": {"a": {"range": [0.0, 1.0], "points": 2, "rows": 2, "tied": "curve"}, "b": 0.5},
+    },
+    {
         "match": "*",
         "method": "linear",
-        "weight": {"a": {"range": [0.0, 1.0], "points": 2, "columns": 2}, "b": {"range": [0.0, 1.0], "columns": 2}},
+        "weight": {
+            "a": {"range": [0.0, 1.0], "points": 2, "columns": 2, "tied": "curve"},
+            "b": {"range": [0.0, 1.0], "columns": 2},
+        },
     },
 ]
 
@@ -61,7 +69,7 @@ def test_the_refined_space_begins_on_the_curves_of_the_recipe(choice, layers):
 def test_only_curves_are_open_and_each_layer_is_one_number():
     names = [p.name for p in refined(space(), values(1), 5).parameters]
 
-    assert len(names) == 5 + 5 + 2 * 5  # a's weight and density, a's weight in two groups of columns
+    assert len(names) == 5 + 5 + 2 * 5  # a's weight and density, a's weight in two groups of columns, which stands in two rules
     assert not any(".b" in name or "choice" in name for name in names)
 
 
