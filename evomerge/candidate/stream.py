@@ -204,7 +204,8 @@ class Sources:
     def _load(self, recipe: Recipe, step: Step) -> Load:
         sizes = {key: self.checkpoint(key[0]).size_of(key[1]) for key in _keys(recipe, step).values()}
         beside = 8 if self.device.type == "cpu" else 2 if step.method.startswith("della") else 0  # see Inputs.resident
-        return Load(sizes, beside * step.info.elements * len(step.sources))
+        turned = sum(sizes.values()) if step.columns else 0
+        return Load(sizes, beside * step.info.elements * len(step.sources) + turned)
 
     def carried(self, recipe: Recipe, batches: Iterable[list[Step]]) -> Iterator[list[Step]]:
         """The batches; while one is merged, what does not stay on the device of the next is on its way there."""
