@@ -104,7 +104,14 @@ class View:
         return Scores.read(self.directory / folder / "scores.jsonl")
 
     def _ended(self, kind: str) -> list[Ended]:
-        paths = sorted((self.directory / kind).glob("*/verdict.json")) if (self.directory / kind).exists() else []
+        paths = sorted((self.directory / kind).glob("*/verdict.json"), key=_order) if (self.directory / kind).exists() else []
         return [
             Ended(path.parent.name, json.loads(path.read_text())) for path in paths if not path.parent.name.endswith(".draft")
         ]
+
+
+def _order(path: Path) -> tuple[int, str]:
+    """Trials by their numbers, which may have five digits; all else by name."""
+    name = path.parent.name
+    number = name.partition("-")[0]
+    return (int(number) if number.isdigit() else -1), name

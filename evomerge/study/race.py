@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -58,26 +58,31 @@ class Race:
         self.arrivals: list[Arrival] = []
         self._survivors: defaultdict[tuple[int, bool], set[Hashable]] = defaultdict(set)  # of a rung, healed or not
         self._told: dict[Hashable, float] = {}
+        self._arrived: Counter[Hashable] = Counter()  # at how many rungs each has arrived
         for arrival in arrivals:
             self.arrive(arrival)
 
     def arrive(self, arrival: Arrival) -> Decision:
         """Take note of an arrival and decide; a trial arrives once at each rung, from the first up, until it is told."""
-        before = sum(a.trial == arrival.trial for a in self.arrivals)
+        before = self._arrived[arrival.trial]
         done = before == self.rungs or arrival.trial in self._told
         if done or arrival.rung != before or not math.isfinite(arrival.value):
             raise ValueError(
                 f"trial {arrival.trial} cannot arrive at rung {arrival.rung} with {arrival.value} as its arrival {before}"
             )
-        self.arrivals.append(arrival)
+        self._keep(arrival)
         decision = self._decide(arrival)
         self._note(arrival, decision)
         return decision
 
     def restore(self, arrival: Arrival, decision: Decision) -> None:
         """Take note of an arrival and of what was decided then, in the order of the record."""
-        self.arrivals.append(arrival)
+        self._keep(arrival)
         self._note(arrival, decision)
+
+    def _keep(self, arrival: Arrival) -> None:
+        self.arrivals.append(arrival)
+        self._arrived[arrival.trial] += 1
 
     def _note(self, arrival: Arrival, decision: Decision) -> None:
         if decision.reason == "ahead":

@@ -43,8 +43,12 @@ def finalists(outcomes: Sequence[Outcome], most: int) -> list[Outcome]:
     """The best feasible candidates that no race stopped, each recipe once; those that climbed highest before all others."""
     reached = [o for o in outcomes if o.standing]
     ranked = sorted(reached, key=lambda o: (-o.rung, -_objective(o)))
-    unique = {o.recipe.key(): o for o in reversed(ranked)}
-    return sorted(unique.values(), key=ranked.index)[:most]
+    found: dict[str, Outcome] = {}
+    for outcome in ranked:
+        if len(found) == most:
+            break
+        found.setdefault(outcome.recipe.key(), outcome)
+    return list(found.values())
 
 
 def _objective(outcome: Outcome) -> float:

@@ -49,6 +49,8 @@ class Trials:
     outcomes: list[Outcome] = field(default_factory=list)  # in the order in which they ended
     _told: list[FrozenTrial] = field(default_factory=list)  # the trials of `outcomes`
     _judged: int = 0  # outcomes that were looked at for early acceptance
+    _recipes: dict[str, Outcome] = field(default_factory=dict)  # by the key in their names: the first that did not fail
+    _best: tuple[int, float] | None = None  # the standing of who stands first
 
     def __post_init__(self) -> None:
         self.experiment: Experiment = self.arena.experiment
@@ -82,8 +84,7 @@ class Trials:
             self.study.add_trial(trial)
             self._told.append(trial)
             outcome = self._read_trial(trial)
-            self.outcomes.append(outcome)
-            self.watch.scored(outcome, best_of(self.outcomes))
+            self._keep(outcome)
         self.record.keep_trials({outcome.name for outcome in self.outcomes})
 
     def _read_trial(self, trial: FrozenTrial) -> Outcome:
@@ -126,8 +127,7 @@ class Trials:
         except EvomergeError as error:
             return trial, Outcome(f"{number:04d}-invalid", self.stages.built(params_of(trial)), "failed", reason=str(error))
         name = f"{number:04d}-{recipe.key()[:8]}"
-        seen = next((o for o in self.outcomes if o.name[5:] == name[5:] and o.state != "failed"), None)
-        if seen is not None:
+        if (seen := self._recipes.get(recipe.key()[:8])) is not None:
             return trial, replace(seen, name=name, arrivals=(), seconds={}, reason=f"same recipe as {seen.name}")
         ceiling = self.experiment.search.ceiling(number, len(self.arena.splits.rungs))
         return trial, (yield from live(name, recipe, self.arena, ceiling=ceiling))
@@ -152,8 +152,15 @@ class Trials:
         if self.copy is not None:
             self.copy.append(ended)
         self.clock.tick()
+        self._keep(outcome)
+
+    def _keep(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
-        self.watch.scored(outcome, best_of(self.outcomes))
+        if outcome.state != "failed":
+            self._recipes.setdefault(outcome.name.partition("-")[2], outcome)
+        if outcome.standing:
+            self._best = max(self._best or outcome.standing, outcome.standing)
+        self.watch.scored(outcome, self._best[1] if self._best else None)
 
     def _answers(self, outcome: Outcome) -> list[float]:
         """Its scores on the targets' documents of the first rung, on which every trial has some."""
@@ -186,8 +193,3 @@ def directions_of(experiment: Experiment) -> list[StudyDirection]:
     search, suite, guard = experiment.search, experiment.suite, experiment.guard
     cost = [is_less_better(name, suite, guard) for name in search.objectives]
     return [StudyDirection.MINIMIZE if less else StudyDirection.MAXIMIZE for less in cost]
-
-
-def best_of(outcomes: Sequence[Outcome]) -> float | None:
-    """The highest estimate of a survivor that keeps its guards, on the highest rung that any has reached."""
-    return max((o.standing for o in outcomes if o.standing), default=(0, None))[1]

@@ -135,7 +135,7 @@ def best(study: Path, documents: int) -> Path:
 
 def ended(study: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The trials in the order of their numbers; with one worker that in which they ended."""
-    for folder in sorted(study.glob("trials/*")):
+    for folder in sorted(study.glob("trials/*"), key=lambda folder: int(folder.name.split("-")[0])):
         yield folder, json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
 
 

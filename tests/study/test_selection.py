@@ -14,7 +14,6 @@ from evomerge.study.experiment import Experiment
 from evomerge.study.selection import Contender, Judge, choose, contending, decide_ending, finalists, rivals
 from evomerge.study.stages import _best as best_place
 from evomerge.study.trial import Outcome
-from evomerge.study.trials import best_of
 
 
 def recipe(weight):
@@ -100,9 +99,9 @@ def test_the_best_of_all_places_is_the_one_on_the_highest_rung():
         outcome("broken", 0.95, state="stopped"),
     ]
 
-    assert best_of(outcomes) == 0.6
     assert best_place(outcomes) == 1
-    assert best_of(outcomes[:1]) == 0.9
+    assert best_place(outcomes[:1]) == 0
+    assert [o.standing for o in outcomes] == [(1, 0.9), (2, 0.6), (2, 0.5), None]
 
 
 def test_a_baseline_clearly_behind_the_best_is_out_of_reach():

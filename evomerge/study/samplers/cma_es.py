@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from .arrival import arrived, note_arrival
+from .arrival import Arrivals, note_arrival
 from .cube import Cube, Vector
 from .evolution import Asked, Evolution, Settings, Told
 from .seeded import Active, Seeded, Space, Start, seed_for
@@ -31,6 +31,7 @@ class Replay:
     cube: Cube
     settings: Settings
     evolution: Evolution
+    arrivals: Arrivals
     seen: list[int] = field(default_factory=list)
 
     def is_behind(self, study: str, cube: Cube, settings: Settings, arrived: list[int]) -> bool:
@@ -102,13 +103,14 @@ class CmaEs(Seeded):
 
     def _caught_up(self, study: Study, cube: Cube) -> Replay:
         """The distribution after all results so far: the kept one if it only lacks the latest, else one told from the first."""
-        trials = arrived(study)
-        numbers = [trial.number for trial in trials]
         replay = self._replays.pop() if self._replays else None
+        arrivals = replay.arrivals if replay else Arrivals()
+        arrivals.look(study)
+        trials = arrivals.trials
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
         settings = self._settings(cube, self._best_start(trials, cube, sign))
-        if replay is None or not replay.is_behind(study.study_name, cube, settings, numbers):
-            replay = Replay(study.study_name, cube, settings, Evolution(settings))
+        if replay is None or not replay.is_behind(study.study_name, cube, settings, arrivals.numbers):
+            replay = Replay(study.study_name, cube, settings, Evolution(settings), arrivals)
         for trial in trials[len(replay.seen) :]:
             replay.seen.append(trial.number)
             if cube.space.keys() <= trial.params.keys():
@@ -122,11 +124,13 @@ class CmaEs(Seeded):
 
     def _best_start(self, trials: Sequence[FrozenTrial], cube: Cube, sign: float) -> Mapping[str, Any]:
         """The beginning that turned out best so far; the first before any did."""
+        if len(self.starts) < 2:
+            return next(iter(self.starts), {})
         own = [trial for trial in trials if ASKED not in trial.system_attrs and cube.space.keys() <= trial.params.keys()]
         told = [(trial.params, _told(trial, cube, sign)) for trial in own]
-        points = [cube.params(cube.point(start)) for start in self.starts] if len(self.starts) > 1 else []
+        points = [cube.params(cube.point(start)) for start in self.starts]
         tried = [(each.violation, each.loss, points.index(params)) for params, each in told if params in points]
-        return self.starts[min(tried)[2]] if tried else next(iter(self.starts), {})
+        return self.starts[min(tried)[2]] if tried else self.starts[0]
 
     def _settings(self, cube: Cube, start: Mapping[str, Any]) -> Settings:
         population = self.population or 4 + math.floor(3 * math.log(len(cube)))

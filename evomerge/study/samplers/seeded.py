@@ -67,6 +67,7 @@ class Seeded(BaseSampler):
         self.starts = [dict(start)] if isinstance(start, Mapping) else [dict(each) for each in start or ()]
         self._learned: dict[str, IntersectionSearchSpace] = {}
         self._cube: Cube | None = None
+        self._drawn = ("", 0, 0)  # of a study: how many of its trials were looked at, and the draw that comes after theirs
 
     @abstractmethod
     def propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
@@ -75,8 +76,12 @@ class Seeded(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Number the draw: as the trial, with one worker. Where a kill lost trials of several workers, those that finished move
         up in number, and drawing by it would propose the last of them again."""
-        others = (other for other in study.get_trials(deepcopy=False) if other.number < trial.number)
-        draw = max((other.system_attrs.get(DRAW, other.number) + 1 for other in others), default=0)
+        name, looked, draw = self._drawn
+        if name != study.study_name or looked > trial.number:
+            looked, draw = 0, 0
+        for other in study.get_trials(deepcopy=False)[looked : trial.number]:
+            draw = max(draw, other.system_attrs.get(DRAW, other.number) + 1)
+        self._drawn = study.study_name, trial.number, draw
         study._storage.set_trial_system_attr(trial._trial_id, DRAW, draw)
 
     def draw(self, study: Study, trial: FrozenTrial) -> int:
