@@ -55,6 +55,8 @@ def test_it_picks_by_dimensions_kinds_objectives_and_budget(space, objectives, t
         (space_of(12), 1, 400, 1.0, "cmaes"),
         (space_of(12), 1, 1000, None, "cmaes"),
         (space_of(300), 1, 100, None, "cmaes"),
+        (space_of(40), 1, 100, None, "margins"),
+        (space_of(60), 1, 400, None, "cmaes"),
         (space_of(3, 5), 1, 400, None, "tpe"),
         (space_of(12), 2, 400, None, "nsga2"),
     ],

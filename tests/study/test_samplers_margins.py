@@ -73,6 +73,33 @@ def test_a_dimension_that_matters_little_gets_a_great_length_and_small_noise_is_
     assert kernel.noise < 0.1
 
 
+def shared_function_under(luck, seed):
+    """How well the mean of 200 answers that share one function of 12 dimensions is foretold elsewhere, by their own kernel and by
+    the one that is taken: correlations with the truth. `luck` is the noise of an answer, in units of the function's spread."""
+    rng = np.random.default_rng(seed)
+    points, others = 0.5 + 0.15 * rng.standard_normal((80, 12)), 0.5 + 0.15 * rng.standard_normal((60, 12))
+    slope, bend = rng.standard_normal(12), rng.standard_normal(12)
+    truths = [np.cos((each - 0.5) @ bend) + (each - 0.5) @ slope for each in (points, others)]
+    answers = truths[0][:, None] + luck * np.std(truths[0]) * rng.standard_normal((80, 200))
+    own = chosen(points, answers - answers.mean(axis=0))
+    foretold = [Processes(points, answers, kernel).predict(others)[0].mean(axis=1) for kernel in (own, None)]
+    return own, Processes(points, answers).kernel, [np.corrcoef(each, truths[1])[0, 1] for each in foretold]
+
+
+def test_where_luck_makes_most_of_an_answer_the_kernel_is_that_of_their_mean():
+    found = [shared_function_under(2.0, seed)[2] for seed in range(6)]
+
+    own, taken = np.mean(found, axis=0)
+    assert 1 - taken < (1 - own) / 2
+
+
+def test_where_answers_bend_for_themselves_the_kernel_is_their_own():
+    own, taken, _ = shared_function_under(0.05, seed=0)
+
+    assert np.array_equal(taken.lengths, own.lengths)
+    assert taken.noise == own.noise
+
+
 def test_a_single_noisy_number_is_foretold_better_along_the_lengths_of_many_documents():
     """Twenty-four trials in 17 dimensions that matter unequally; the number is a slope of one, measured with an error of one."""
     found = []

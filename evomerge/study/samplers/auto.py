@@ -18,6 +18,7 @@ from .seeded import Common, Seeded, Space
 GP_TRIALS = 150  # beyond them, or beyond so many dimensions, a Gaussian process takes seconds a proposal
 GP_DIMENSIONS = 100
 MARGINS_TRIALS = 400  # beyond them a proposal of margins takes more than a second
+MARGINS_DIMENSIONS = 40  # at 30 they find more than CMA-ES on a landscape with noise, at 60 less
 SHARE = 0.1  # of the time from one trial to the next that a proposal may take, at the end of the study
 GENERATIONS = 8  # that a genetic search needs to get anywhere
 SMALLEST, LARGEST = 12, 50  # population of a genetic search
@@ -59,7 +60,7 @@ def pick(
         return _for_several(objectives, trials, counted, slow)
     if choices > len(open_ones) / 2 and "tpe" not in slow:
         return Pick("tpe", f"{counted}: most of the space are choices, of which TPE keeps a density each")
-    if answers and trials <= MARGINS_TRIALS and len(open_ones) <= GP_DIMENSIONS and "margins" not in slow:
+    if answers and trials <= MARGINS_TRIALS and len(open_ones) <= MARGINS_DIMENSIONS and "margins" not in slow:
         return Pick("margins", f"{counted}: answers to single documents tell more than their mean")
     if trials <= GP_TRIALS and len(open_ones) <= GP_DIMENSIONS and "gp" not in slow:
         takes = seconds("gp", len(open_ones), trials)

@@ -17,6 +17,7 @@ LOOSE, MANY = 2.0, 100  # standard deviation of the logarithm of a length around
 LENGTHS, NOISES = (0.05, 50.0), (1e-3, 1.0)  # bounds of lengths, and of the variance of the noise beside 1 for what bends
 ENOUGH, LATEST = 150, 200  # answers, and points of the latest, that the kernel is chosen by
 STEPS = 60  # of the search for it
+DOUBTFUL, SEEN = 0.1, 16  # noise above which answers are asked for the kernel of their mean as well, of so many points or more
 TINY = 1e-9
 
 
@@ -45,7 +46,7 @@ class Processes:
     def __init__(self, points: Array, answers: Array, kernel: Kernel | None = None) -> None:
         self.points, self.centre = points, answers.mean(axis=0)
         self._moved = answers - self.centre
-        self.kernel = kernel or chosen(points, self._moved)
+        self.kernel = kernel or of_all(points, self._moved)
         self._inverse = self.kernel.inverse(points)
         self._weights: Array = self._inverse @ self._moved
 
@@ -73,6 +74,17 @@ class Processes:
             return self
         told = np.concatenate([self.centre + self._moved, self.predict(points)[0]])
         return Processes(np.concatenate([self.points, points]), told, self.kernel)
+
+
+def of_all(points: Array, moved: Array) -> Kernel:
+    """The kernel of the answers; where they are much noise, that of their mean if it foretells the mean better.
+
+    What luck makes of a single answer is gone in the mean of hundreds, where a function that they share can be seen.
+    """
+    kernel, mean = chosen(points, moved), moved.mean(axis=1, keepdims=True)
+    if kernel.noise < DOUBTFUL or len(points) < SEEN:
+        return kernel
+    return min(kernel, chosen(points, mean), key=lambda each: float((_left_out(each.inverse(points), mean) ** 2).mean()))
 
 
 def chosen(points: Array, moved: Array) -> Kernel:
