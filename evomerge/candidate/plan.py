@@ -29,7 +29,7 @@ WHOLE_MODEL = {
 AVERAGES = ("linear", "multislerp", "karcher", "fedavg", "fisher", "regmean")  # divide by the sum of their weights
 UNMERGED = ("F8", "C64")
 
-Groups = tuple[float, ...]  # one number for each of equal groups of rows
+Groups = tuple[float, ...]  # one number for each of equal groups of rows, or of columns where they are `Columns`
 
 
 class Columns(Groups):

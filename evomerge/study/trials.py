@@ -126,8 +126,9 @@ class Trials:
             recipe = self.stages.build(params_of(trial))
         except EvomergeError as error:
             return trial, Outcome(f"{number:04d}-invalid", self.stages.built(params_of(trial)), "failed", reason=str(error))
-        name = f"{number:04d}-{recipe.key()[:8]}"
-        if (seen := self._recipes.get(recipe.key()[:8])) is not None:
+        key = recipe.key()[:8]
+        name = f"{number:04d}-{key}"
+        if (seen := self._recipes.get(key)) is not None:
             return trial, replace(seen, name=name, arrivals=(), seconds={}, reason=f"same recipe as {seen.name}")
         ceiling = self.experiment.search.ceiling(number, len(self.arena.splits.rungs))
         return trial, (yield from live(name, recipe, self.arena, ceiling=ceiling))

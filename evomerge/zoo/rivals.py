@@ -5,9 +5,9 @@
 
 All search the same numbers: the merge of the space, without distillation and longer contexts, without guards, on its short tasks.
 Ours foretells margins from the space's own starts, on an eighth of the search documents at first and on more as it goes; `race`
-is CMA-ES with a race, as in the space. The others score every trial on all search documents and begin where they begin by
-themselves: uniform points, Optuna's TPE and CMA-ES at their defaults, and mergekit-evolve's scheme (CMA-ES around weights of 1/n,
-σ 1/6, a population of 4 + 3 ln n).
+is CMA-ES with a race, as in the space, and `ours-middle` is ours begun in the middle of every range. The others score every trial
+on all search documents and begin where they begin by themselves: uniform points, Optuna's TPE and CMA-ES at their defaults, and
+mergekit-evolve's scheme (CMA-ES around weights of 1/n, σ 1/6, a population of 4 + 3 ln n).
 Whoever is best after so many documents, and after a fifth of them, is scored on every document that steered nothing. Each step
 that is there already is kept: the command can be run again, or killed.
 """
@@ -31,12 +31,14 @@ from .studies import UNSEEN, parser_of, python, show, train
 
 RIVALS: dict[str, dict[str, Any]] = {
     "ours": {"sampler": "margins"},
+    "ours-middle": {"sampler": "margins"},
     "race": {},
     "random": {"sampler": "random"},
     "tpe": {"sampler": "optuna.samplers:TPESampler"},
     "cmaes": {"sampler": "optuna.samplers:CmaEsSampler"},
     "mergekit-evolve": {"sampler": "cmaes"},
 }
+OURS = ("ours", "ours-middle")
 OWN_STARTS = ("ours", "race")  # begin where the space does
 FEWER = 5  # ours is also asked what it had after a fifth of the documents
 ENDING = 20  # documents of each task for select and for sealed: each rival's certificate is nobody's concern here
@@ -91,8 +93,8 @@ def experiment(space: Path, models: Path, rival: str, documents: int) -> dict[st
     if rival == "race":
         search |= {"eta": data["search"].get("eta", 3.0), "trials": CHEAPEST * documents // suite["rungs"][-1]}
     else:
-        suite["rungs"] = [suite["rungs"][-1] // share for share in (SHARES if rival == "ours" else (1,))]
-        search |= {"eta": 1, "grow": GROW if rival == "ours" else 0, **RIVALS[rival]}
+        suite["rungs"] = [suite["rungs"][-1] // share for share in (SHARES if rival in OURS else (1,))]
+        search |= {"eta": 1, "grow": GROW if rival in OURS else 0, **RIVALS[rival]}
         search["trials"] = trials_within(documents, suite["rungs"], search["grow"])
     if rival not in OWN_STARTS:
         data["recipe"] = _begun(recipe, 1 / len(recipe["sources"]) if rival == "mergekit-evolve" else None)

@@ -109,3 +109,12 @@ def test_columns_reach_a_live_model_as_they_reach_the_disk(make, tmp_path):
 def test_columns_that_cannot_be_are_refused_with_the_remedy(make, given, words):
     with pytest.raises(RecipeError, match=words):
         Sources().plan(make(rules=[given, REST]))
+
+
+def test_turned_copies_are_counted_in_what_a_search_keeps(make):
+    sources, plans = Sources(resident=True), [make(rules=rules("linear", weight)) for weight in ({"columns": [0.2, 0.8]}, 0.5)]
+    turned, plain = (
+        next(sources._load(recipe, step) for step in sources.plan(recipe).steps if "down_proj" in step.name) for recipe in plans
+    )
+
+    assert turned.beside - plain.beside == sum(turned.tensors.values()) > 0

@@ -137,3 +137,14 @@ def test_a_comparison_uses_the_documents_that_both_were_scored_on():
 def test_columns_line_up():
     assert align([["a", "1"], ["bcd", "10"]]) == ["a     1", "bcd  10"]
     assert markdown([["a", "1"], ["b", "2"]]) == ["| a | 1 |", "| :-- | --: |", "| b | 2 |"]
+
+
+def test_trials_stand_in_the_order_of_their_numbers_beyond_four_digits_too(tmp_path):
+    from evomerge.report.view import View
+
+    (tmp_path / "study.json").write_text("{}")
+    for name in ("10000-b", "9999-a", "0007-c"):
+        (tmp_path / "trials" / name).mkdir(parents=True)
+        (tmp_path / "trials" / name / "verdict.json").write_text("{}")
+
+    assert [trial.name for trial in View.of(tmp_path).trials] == ["0007-c", "9999-a", "10000-b"]

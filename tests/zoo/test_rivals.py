@@ -25,8 +25,14 @@ def test_all_search_the_same_numbers_and_only_one_races(rival, tmp_path):
         p.name for p in Experiment.read(SPACE).space.parameters if p.name.startswith("rules")
     ]
     assert list(found.suite.tasks) == ["zoo_sort", "zoo_flip", "zoo_rank"]
-    assert (found.search.eta > 1, len(found.suite.rungs)) == {"race": (True, 3), "ours": (False, 4)}.get(rival, (False, 1))
-    assert (found.suite.rungs[-1], found.search.trials) == {"ours": (864, 50), "race": (864, 40)}.get(rival, (864, 10))
+    assert (found.search.eta > 1, len(found.suite.rungs)) == {
+        "race": (True, 3),
+        "ours": (False, 4),
+        "ours-middle": (False, 4),
+    }.get(rival, (False, 1))
+    assert (found.suite.rungs[-1], found.search.trials) == {"ours": (864, 50), "ours-middle": (864, 50), "race": (864, 40)}.get(
+        rival, (864, 10)
+    )
     starts = {p.name: p.starts for p in found.space.parameters}
     weights = {start for name, start in starts.items() if ".weight." in name}
     own = {(0.12, 0.33)}

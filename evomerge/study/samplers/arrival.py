@@ -46,9 +46,10 @@ class Arrivals:
         ended = sorted((trial for trial in new if trial.state == TrialState.COMPLETE), key=_place)
         in_order = not ended or not self.trials or _place(self.trials[-1]) < _place(ended[0])
         self.trials += ended
+        self.numbers += [trial.number for trial in ended]
         if not in_order:
             self.trials.sort(key=_place)
-        self.numbers = [*self.numbers, *(t.number for t in ended)] if in_order else [t.number for t in self.trials]
+            self.numbers = [trial.number for trial in self.trials]
 
 
 def _place(trial: FrozenTrial) -> tuple[int, int]:
