@@ -20,8 +20,9 @@ from evomerge.study.reserve import seconds_per_document, seconds_per_healing
 from evomerge.study.samplers import SAMPLERS
 from evomerge.study.search import search
 from evomerge.study.trial import Outcome
+from evomerge.study.watch import Nobody
 from tests.laboratory import change
-from tests.studies import certificate, ended, in_pieces, parameters
+from tests.studies import Interrupt, certificate, ended, in_pieces, parameters
 
 
 def test_a_study_ends_with_a_certified_model_and_plain_files(laboratory):
@@ -320,3 +321,35 @@ def test_a_budget_without_room_for_a_trial_says_so(laboratory):
 
     assert ending == 3
     assert "no trial was run" in certificate(laboratory / "study")["reasons"][0]
+
+
+class Best(Nobody):
+    """Watches who is said to stand first."""
+
+    def __init__(self):
+        self.counting, self.said = False, []
+
+    def phase(self, name, total):
+        self.counting = name == "trials"
+
+    def scored(self, outcome, best):
+        self.said += [(outcome, best)] * self.counting
+
+
+def test_who_stands_first_is_told_after_every_trial_and_the_same_recipe_is_scored_once(laboratory):
+    """Two equal beginnings, and a search that grows, whose first rung flatters; the second half after an interruption."""
+    weight = {name: {"range": [0.0, 1.5], "start": [0.5, 0.5]} for name in ("a", "b")}
+    rule = {"match": "*", "method": "task_arithmetic", "weight": weight}
+    grows = {"sampler": "random", "eta": 1, "grow": 5, "trials": 10, "baselines": False}
+    space, watch = change(laboratory, recipe={"rules": [rule]}, search=grows), Best()
+    with pytest.raises(KeyboardInterrupt):
+        search(space, laboratory / "study", workers=1, watch=Interrupt(1))
+
+    search(space, laboratory / "study", workers=1, resume=True, watch=watch)
+
+    outcomes = [outcome for outcome, _ in watch.said]
+    for place, (_, best) in enumerate(watch.said, start=1):
+        standings = [outcome.standing for outcome in outcomes[:place] if outcome.standing]
+        assert best == (max(standings)[1] if standings else None)
+    assert len(outcomes) == 10
+    assert outcomes[1].reason == f"same recipe as {outcomes[0].name}"
